@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version as package_version
 from pathlib import Path
 from typing import Callable, Iterable
 import numpy as np, torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #67c0639a
 class LogocentricError(Exception):
