@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version as package_version
 from pathlib import Path
 from typing import Callable, Iterable
 import numpy as np, torch
+from filelock import FileLock
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #67c0639a
@@ -105,7 +106,8 @@ def progress(iterable: Iterable | None = None, # what to iterate over; `None` fo
              unit: str = 'it',                 # what one step is
              **kwargs):
     "A `tqdm` bar in the house style, silent where `quiet`."
-    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=quiet(), dynamic_ncols=True, leave=True, **kwargs)
+    kwargs.setdefault('position', int(os.environ.get('LOGOCENTRIC_BAR', 0)) or None)
+    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=quiet(), dynamic_ncols=True, leave=kwargs['position'] is None, **kwargs)
 
 # %% ../nbs/00_core.ipynb #411ccafa
 @contextmanager
@@ -153,9 +155,11 @@ def stage(name: str,                             # folder under `data/cache/`
     folder = cache_path(name, config_hash(config))
     if (folder/'done.json').exists(): return folder
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.time()
-    info = make(folder) or {}
-    write_json(folder/'done.json', dict(name=name, config=config, seconds=round(time.time() - start, 2), info=info))
+    with FileLock(folder/'lock'):
+        if (folder/'done.json').exists(): return folder
+        start = time.time()
+        info = make(folder) or {}
+        write_json(folder/'done.json', dict(name=name, config=config, seconds=round(time.time() - start, 2), info=info))
     return folder
 
 # %% ../nbs/00_core.ipynb #7bf1ac13

@@ -1,0 +1,115 @@
+"""The corpus: true, varied and genre-free descriptions, repeatable sound, resumable builds, and a fixed difficulty."""
+import json, os, re, signal, subprocess, sys, time
+from collections import Counter
+import numpy as np, pytest
+from logocentric.corpus import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, PROGRAMS, STYLES, TEMPO_RANGES, allowed_feels, bayes_ceiling,
+                                build_corpus, compose, corpus_clip, describe_clip, difficulty, draw_production, genre_words, loudness, make_band,
+                                play_track, render, sample_clip, single_cues)
+
+@pytest.fixture(scope='module')
+def clips(): return [sample_clip(11, i) for i in range(5000)]
+
+def test_no_genre_words(clips):
+    found = {w for c in clips for w in genre_words(describe_clip(c))}
+    assert not found
+    for label in GTZAN_LABELS + FMA_LABELS: assert genre_words(f'it sounds {label.lower()} here'), label
+    for style in STYLES: assert genre_words(style.replace('_', ' ')) or genre_words(style.replace('_', '-')), style
+
+def test_english(clips):
+    for text in map(describe_clip, clips):
+        assert not re.search(r'\ba [aeiou](?!ne-)', text) and not re.search(r'\ban [^aeiou]', text), text
+        assert text[0].islower() and text[-1] not in '.;,' and '  ' not in text and '{' not in text, text
+        assert 25 <= len(text.split()) <= 60, text
+
+def test_descriptions_vary_and_tell_the_attributes(clips):
+    assert len({describe_clip(c) for c in clips}) > 4990
+    c = clips[0]
+    assert len({describe_clip(c, variant=v) for v in range(8)}) == 8
+    for c in clips[:500]:
+        for a in set(ATTRIBUTES) - {'feel'}: assert any(p in describe_clip(c) for p in ATTRIBUTES[a][c.attributes[a]])
+
+def test_every_value_is_used_and_feels_fit():
+    clips = [sample_clip(12, i) for i in range(4000)]
+    for a, values in ATTRIBUTES.items(): assert {c.attributes[a] for c in clips} == set(values), a
+    assert all(c.attributes['feel'] in allowed_feels(c.attributes['drums']) for c in clips)
+    assert len(STYLES) >= 16 and all(len(s) for t in LABEL_STYLES.values() for s in t.values())
+
+def test_every_lead_accompaniment_and_drum_pattern_sounds():
+    for a in ('lead', 'accompaniment', 'drums', 'bass'):
+        for value in ATTRIBUTES[a]:
+            spec = next(c for i in range(10**5) if (c := sample_clip(13, i)).attributes[a] == value)
+            names = [t.name for t in compose(spec).tracks if len(t.notes)]
+            assert (value == 'none') == (a not in names) or value == 'timpani' and 'timpani' in names, (a, value)
+            assert all(t.is_drum or t.notes.numpy()['pitch'].max() <= 84 for t in compose(spec).tracks)
+            assert all(loudness(play_track(t)) > .002 for t in compose(spec).tracks)
+
+def test_shift_shifts():
+    for i in range(300):
+        plain, shifted = (sample_clip(14, i, shift=s) for s in (False, True))
+        assert plain.attributes == shifted.attributes and describe_clip(plain) == describe_clip(shifted)
+        low, high = TEMPO_RANGES[plain.attributes['tempo']]
+        inside = [.2 <= (make_band(c).bpm - low)/(high - low) <= .8 for c in (plain, shifted)]
+        assert inside == [True, False]
+        for c, side in ((plain, 0), (shifted, 1)):
+            lead = compose(c).tracks[0]
+            assert lead.name == 'lead' and str(lead.program) in PROGRAMS['lead'][c.attributes['lead']].split('|')[side].split()
+        levels = [draw_production(c)[0]['level'] for c in (plain, shifted)]
+        assert -25.21 < levels[0] < -16.79 and not -25.19 < levels[1] < -16.81
+
+def test_sound_is_a_function_of_seed_and_index():
+    waves = [render(sample_clip(15, i)) for i in range(6)]
+    for i in (5, 2, 0): assert np.array_equal(render(sample_clip(15, i)), waves[i])
+    assert all(w.shape == (160_000,) and np.isfinite(w).all() and np.abs(w).max() <= 1 and w.std() > .01 for w in waves)
+
+def test_sound_does_not_depend_on_what_was_rendered_before():
+    specs = [sample_clip(16, i) for i in (36, 44, 45, 48, 49, 50, 52, 54, 57, 59)]
+    first = {s.index: render(s) for s in specs}
+    for s in reversed(specs): assert np.array_equal(render(s), first[s.index])
+
+BUILD = """
+import sys
+from logocentric.corpus import build_corpus
+if __name__ == '__main__': build_corpus(sys.argv[1], 501, seed=16, processes=int(sys.argv[2]))
+"""
+
+@pytest.mark.slow
+def test_killed_build_continues_to_the_same_corpus(tmp_path):
+    script = tmp_path/'build.py'; script.write_text(BUILD)
+    run = lambda folder, processes: subprocess.Popen([sys.executable, script, tmp_path/folder, str(processes)], env={**os.environ, 'LOGOCENTRIC_QUIET': '1'})
+    killed = run('killed', 1)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list((tmp_path/'killed').glob('shards/*.json')): time.sleep(.1)
+    killed.send_signal(signal.SIGKILL); killed.wait()
+    assert not (tmp_path/'killed'/'clips.jsonl').exists()
+    assert run('killed', 2).wait() == 0 and run('whole', 2).wait() == 0
+    for name in ('features.npy', 'clips.jsonl'):
+        assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
+
+def test_shards_do_not_depend_on_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr('logocentric.corpus.SHARD', 8)
+    one = build_corpus(tmp_path/'one', 20, seed=17, processes=1)
+    (tmp_path/'one'/'clips.jsonl').unlink(); (tmp_path/'one'/'shards'/'00001.json').unlink()
+    before = one.features[:].copy()
+    np.lib.format.open_memmap(tmp_path/'one'/'features.npy', 'r+')[8:16] = 0
+    again = build_corpus(tmp_path/'one', 20, seed=17, processes=1)
+    assert np.array_equal(again.features[:], before) and again.specs() == [sample_clip(17, i) for i in range(20)]
+
+def test_ceilings_and_single_cues():
+    for labels, seed, floor in (('gtzan', 18, .95), ('fma', 19, .85)):
+        assert bayes_ceiling([corpus_clip(seed, i, labels=labels) for i in range(2000)], labels) >= floor
+    assert max(single_cues('gtzan').values()) <= .45
+
+def test_exact_cues_agree_with_counting():
+    clips = [corpus_clip(20, i, labels='gtzan') for i in range(6000)]
+    for a, exact in single_cues('gtzan').items():
+        counts = Counter((c.attributes[a], c.label('gtzan')) for c in clips)
+        best = {v: max(n for (w, _), n in counts.items() if w == v) for v, _ in counts}
+        assert abs(sum(best.values())/len(clips) - exact) < .02, a
+
+@pytest.mark.slow
+def test_difficulty_at_full_size(tmp_path):
+    train = build_corpus(tmp_path/'train', 2750, seed=1)
+    test = build_corpus(tmp_path/'test', 1000, seed=2, labels='gtzan')
+    result = difficulty(train, test)
+    print(json.dumps(result, indent=2))
+    assert result['labelled'] >= 1990 and .55 <= result['statistics'] <= .75 and result['bayes'] >= .94
