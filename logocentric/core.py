@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
            'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'quiet', 'progress', 'atomic_write', 'write_json',
-           'read_json', 'config_hash', 'stage', 'model_path', 'versions', 'Record', 'save_record', 'load_records',
-           'plot_style']
+           'read_json', 'config_hash', 'code_hash', 'stage', 'model_path', 'versions', 'Record', 'save_record',
+           'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version as package_version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterable
 import numpy as np, torch
@@ -145,6 +146,14 @@ def config_hash(config: dict, # any JSON-like configuration; the order of keys d
     "A short, stable hash of a configuration."
     text = json.dumps(config, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:n]
+
+# %% ../nbs/00_core.ipynb #3e86b60d
+def code_hash(*modules: str # names of modules of this package
+             ) -> str:
+    "A short hash of the source of some modules, and of what the package ships beside them."
+    origins = [Path(find_spec(f'logocentric.{m}').origin) for m in modules]
+    if 'knowledge' in modules: origins += sorted(origins[0].parent.glob('assets/*'))
+    return hashlib.sha256(b''.join(p.read_bytes() for p in origins)).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #e4b9d361
 def stage(name: str,                             # folder under `data/cache/`

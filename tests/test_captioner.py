@@ -1,0 +1,219 @@
+"The captioner: generation against naive loops, determinism, one folder for everything, recordings of any length."
+import numpy as np, pytest, soundfile as sf, torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from logocentric.captioner import (CAVEAT, Captioner, Pairs, caption, describe, gpt2_config, load_gpt2, tokenise)
+from logocentric.core import LogocentricError, set_seed, shared_path
+from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
+from logocentric.mae import MAEConfig, MAEEncoder, MAEModel
+from logocentric.training import TrainConfig, train
+
+END, WORDS = '<|endoftext|>', 'a calm deep hum bright high whistle quick clicks soft noise with and'.split()
+FRONTEND = FrontendConfig(mean=-8., std=3.)
+
+@pytest.fixture(scope='session')
+def tokenizer():
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*WORDS, END])}, unk_token=END)) # the end is not token 0
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token=END, eos_token=END)
+
+def build(tokenizer, window=2., seed=0, **settings):
+    set_seed(seed)
+    sizes = dict(n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    model = Captioner.from_parts(MAEConfig.preset('tiny'), sizes, tokenizer, frontend=FRONTEND,
+                                 length=LengthPolicy(window=window, hop=window), **settings)
+    model.calibrate([pictures(8, seed=9)], [' '.join(WORDS[:5]), 'quick clicks'])
+    for p in model.parameters(): p.data += .15*torch.randn_like(p) # untrained weights say the same of everything
+    return model.eval()
+
+def pictures(n, frames=200, seed=0): return torch.randn(n, frames, 80, generator=torch.Generator().manual_seed(seed))*3 - 8
+
+@pytest.fixture
+def model(tokenizer): return build(tokenizer)
+
+TEN = dict(max_new_tokens=10, min_new_tokens=10)
+
+def naive(model, x, n=10):
+    ids, end = torch.full((len(x), 1), model.config.decoder.bos_token_id), model.config.decoder.eos_token_id
+    for _ in range(n):
+        with torch.no_grad(): logits = model(ids, logmel=x).logits[:, -1]
+        logits[:, end] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+    return ids
+
+def test_special_tokens(model, tokenizer):
+    end = tokenizer.eos_token_id
+    for config in (model.config.decoder, model.generation_config): assert config.bos_token_id == config.eos_token_id == config.pad_token_id == end
+
+def test_greedy(model):
+    x = pictures(5)
+    expected = naive(model, x)
+    assert len(set(map(tuple, expected.tolist()))) > 1 # it does depend on the sound
+    assert torch.equal(model.generate(x, **TEN), expected)
+    assert torch.equal(model.generate(x, use_cache=False, **TEN), expected)
+    assert torch.equal(torch.cat([model.generate(p[None], **TEN) for p in x]), expected)
+
+def test_beams_against_exhaustive_search(model):
+    x, n, vocabulary = pictures(1), 3, model.config.decoder.vocab_size
+    ids = torch.cartesian_prod(*[torch.arange(vocabulary)]*n)
+    ids = ids[(ids != model.config.decoder.eos_token_id).all(1)]
+    ids = torch.cat([torch.full((len(ids), 1), model.config.decoder.bos_token_id), ids], 1)
+    audio = model.prefix(model.hear(x))
+    with torch.no_grad(): logp = model(ids, audio=audio.expand(len(ids), -1, -1)).logits.clone()
+    logp[..., model.config.decoder.eos_token_id] = -torch.inf   # as `min_new_tokens` does, after the softmax
+    with torch.no_grad(): full = model(ids, audio=audio.expand(len(ids), -1, -1)).logits.log_softmax(-1)
+    best = ids[full[:, :-1].gather(2, ids[:, 1:, None]).sum((1, 2)).argmax()]
+    found = model.generate(x, num_beams=200, max_new_tokens=n, min_new_tokens=n)
+    assert torch.equal(found[0], best)
+
+def test_beams_batched_nucleus_no_repeats(model):
+    x = pictures(3)
+    assert torch.equal(model.generate(x, num_beams=3, **TEN), torch.cat([model.generate(p[None], num_beams=3, **TEN) for p in x]))
+    a, b = (set_seed(s) or model.generate(x, do_sample=True, top_p=.9, **TEN) for s in (1, 1))
+    assert torch.equal(a, b)
+    for row in model.generate(x, no_repeat_ngram_size=2, **TEN).tolist():
+        pairs = list(zip(row, row[1:]))
+        assert len(set(pairs)) == len(pairs)
+
+def test_prompts_of_different_length(model, tokenizer):
+    x, end = pictures(2), tokenizer.eos_token_id
+    prompts = [tokenizer.encode('a calm'), tokenizer.encode('quick')]
+    ids = torch.tensor([[end, *prompts[0]], [end, end, *prompts[1]]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    both = model.generate(x, input_ids=ids, attention_mask=mask, **TEN)
+    for i, p in enumerate(prompts):
+        assert torch.equal(model.generate(x[i:i + 1], input_ids=torch.tensor([[end, *p]]), **TEN)[0, -10:], both[i, -10:])
+
+def test_features_alone_batched_padded(model):
+    sounds = [p[:n] for p, n in zip(pictures(4), (200, 33, 120, 16))]
+    batch, mask = model.length.batch(sounds, FRONTEND.silence)
+    with torch.no_grad(): together, alone = model.hear(batch, mask), torch.cat([model.hear(s[None]) for s in sounds])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    batch[~mask] = 99.
+    torch.testing.assert_close(model.hear(batch, mask), together, atol=1e-5, rtol=1e-5)
+
+def test_training_mode_does_not_change_features(model):
+    x = pictures(4)
+    assert torch.equal(model.train().hear(x), model.eval().hear(x))
+    torch.testing.assert_close(model.hear(x)[:1], model.hear(x[:1]), atol=1e-5, rtol=1e-5)
+
+def test_calibration(model):
+    x = pictures(32, seed=3)
+    model.calibrate(x.split(8), ['a calm'])
+    z = (model.hear(x) - model.prefix.mean)/model.prefix.std
+    torch.testing.assert_close(z.mean(0), torch.zeros_like(z[0]), atol=1e-3, rtol=0.)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones_like(z[0]), atol=2e-2, rtol=0.)
+    before = model.prefix.std.clone()
+    assert torch.equal(model.calibrate(x.split(8), ['a calm']).prefix.std, before)
+
+def test_loss_counts_text_only(model, tokenizer):
+    x, batch = pictures(2), tokenise(tokenizer, ['a calm deep hum', 'quick clicks'])
+    with torch.no_grad(): out = model(logmel=x, **batch)
+    logp, total = out.logits.log_softmax(-1), []
+    for row, ids in zip(logp, batch['labels'].tolist()): total += [-row[t, i].item() for t, i in enumerate(ids[1:]) if i >= 0]
+    assert len(total) == 5 + 3
+    assert out.loss.item() == pytest.approx(np.mean(total), abs=1e-5)
+
+def test_word_loss_only_in_training(model, tokenizer):
+    batch = dict(logmel=pictures(2), **tokenise(tokenizer, ['a calm deep hum', 'quick clicks']))
+    spoken = model(**batch).loss
+    set_seed(0); model.train()
+    assert model(**batch).loss > spoken + .1
+
+def test_evidence_starts_at_zero_and_spares_the_end(tokenizer):
+    set_seed(0)
+    new = Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer).eval()
+    new.calibrate([pictures(8)], ['a calm deep hum'])
+    audio = new.prefix(new.hear(pictures(2)))
+    assert new.evidence(audio).abs().max() < 1e-5
+    new.word_bias.data += 1.
+    evidence = new.evidence(audio)
+    assert evidence[:, tokenizer.eos_token_id].abs().max() == 0. and torch.allclose(evidence[:, 0], torch.ones(2))
+    new.config.word_weight = 0.
+    ids = torch.tensor([[tokenizer.eos_token_id, 1]]*2)
+    direct = new.decoder(inputs_embeds=torch.cat([audio, new.decoder.transformer.wte(ids)], 1)).logits[:, -2:]
+    torch.testing.assert_close(new(ids, audio=audio).logits, direct, atol=1e-5, rtol=1e-5)
+
+def test_param_groups_hold_every_parameter_once(model):
+    groups = model.param_groups(TrainConfig(steps=1, lr=1.), decoder_rate=.25)
+    ids = [id(p) for g in groups for p in g['params']]
+    assert sorted(ids) == sorted({id(p) for p in model.parameters()})
+    slow = {id(p) for g in groups if g['lr'] == .25 for p in g['params']}
+    assert slow == {id(p) for p in model.decoder.parameters()}
+
+def test_one_folder(model, tokenizer, tmp_path):
+    x = pictures(3)
+    model.calibrate_novelty([pictures(24, seed=1)], [pictures(24, seed=2)]).save_pretrained(tmp_path)
+    again = Captioner.from_pretrained(tmp_path)
+    assert again.frontend.config == FRONTEND and again.length == model.length and not again.training
+    assert again.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(again.generate(x), model.generate(x))
+    assert again.novelty(again.hear(x)) == model.novelty(model.hear(x))
+    assert again.decoder.lm_head.weight is again.decoder.transformer.wte.weight
+    assert (tmp_path/'model.safetensors').exists()
+
+def test_gpt2_by_name(model, tokenizer, tmp_path):
+    with pytest.raises(LogocentricError, match='no GPT-2 found'): load_gpt2(tmp_path/'nothing')
+    with pytest.raises(LogocentricError, match='no captioner found'): Captioner.from_pretrained(tmp_path/'nothing')
+    with pytest.raises(LogocentricError, match='needs a tokenizer'): Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_layer=1))
+    gpt2 = GPT2LMHeadModel(gpt2_config(tokenizer, n_embd=32, n_layer=1, n_head=2))
+    gpt2.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    joined = Captioner.from_parts(MAEModel(MAEConfig.preset('tiny')), str(tmp_path))
+    assert torch.equal(joined.decoder.lm_head.weight, gpt2.lm_head.weight)
+    assert joined.tokenizer.eos_token_id == tokenizer.eos_token_id
+    small = GPT2LMHeadModel(gpt2_config(tokenizer, n_embd=32, n_layer=1, n_head=2, vocab_size=4, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+    with pytest.raises(LogocentricError, match='only 4'): Captioner.from_parts(MAEConfig.preset('tiny'), small, tokenizer)
+
+def test_learns_and_resumes(tokenizer, tmp_path):
+    x, texts = pictures(16), ['a calm deep hum', 'quick clicks and noise']*8
+    x[1::2, ::8] += 9.
+    pairs, config = Pairs(x.numpy().astype(np.float16), texts, tokenizer, crop=160), TrainConfig(steps=40, batch_size=8, lr=5e-3)
+    model = build(tokenizer)
+    model.warm_up(texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
+    model.calibrate([x], texts)
+    train(model, pairs, config, folder=tmp_path/'pairs', progress=False)
+    assert caption(model, x.numpy(), batch_size=5) == texts
+    again = build(tokenizer, seed=1)
+    train(again, pairs, config, folder=tmp_path/'pairs', progress=False)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0., atol=0., equal_nan=True)
+
+# ── describe ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+def tone(seconds, rate=16_000): return (.1*np.sin(2*np.pi*300*np.arange(int(seconds*rate))/rate)).astype(np.float32)
+
+def test_describe_file_as_wave(model, tmp_path):
+    wave = tone(5.)
+    sf.write(tmp_path/'x.wav', wave, 16_000, subtype='FLOAT')
+    sf.write(tmp_path/'stereo.wav', np.stack([wave, wave], 1), 16_000, subtype='FLOAT')
+    found = describe(wave, model)
+    assert found == describe(tmp_path/'x.wav', model) == describe(str(tmp_path/'stereo.wav'), model)
+    assert [(w.start, w.stop) for w in found.windows] == [(0., 2.), (2., 4.), (4., 5.)]
+    assert found.heard == 'heard 0.0–5.0 s in 3 windows, 0.0 s dropped' and found.note == CAVEAT and found.novelty is None
+    assert describe(wave, model, batch_size=1).windows == found.windows
+
+def test_describe_loads_a_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert describe(tone(2.), tmp_path) == describe(tone(2.), model)
+
+def test_describe_refuses(model, tmp_path):
+    (tmp_path/'no.wav').write_text('not audio')
+    for bad in (tmp_path/'no.wav', tmp_path/'missing.wav', np.zeros(0, np.float32), np.full(16_000, np.nan, np.float32)):
+        with pytest.raises(AudioError): describe(bad, model)
+
+def test_describe_silence_and_20_ms(model):
+    for wave in (np.zeros(16_000, np.float32), tone(.02)): assert isinstance(describe(wave, model).text, str)
+
+def test_novelty_orders(model):
+    model.calibrate_novelty(pictures(200, seed=1).split(50), pictures(100, seed=2).split(50))
+    alike = model.novelty(model.hear(pictures(50, seed=3)))
+    assert .2 < np.mean(alike) < .8
+    assert model.novelty(model.hear(torch.full((1, 200, 80), -5.))) == [1.]
+
+@pytest.mark.slow
+def test_recordings(model):
+    folder = shared_path() and shared_path()/'data'/'recordings'
+    if not folder or not folder.is_dir(): pytest.skip('no recordings beside the checkout')
+    for file in sorted(p for p in folder.rglob('*') if p.is_file()):
+        try: found = describe(file, model, max_new_tokens=4)
+        except AudioError as e: assert str(file) in str(e)
+        else: assert found.windows and found.heard.startswith('heard')

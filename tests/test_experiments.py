@@ -1,0 +1,101 @@
+"End to end at scale smoke: from nothing to tables, figures, a report, and a model that describes a file."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pytest, soundfile as sf
+from logocentric.core import LogocentricError, load_records, project_root, read_json
+from logocentric.experiments import EXPERIMENTS, SCALES, Lab, reproduce, run_experiment
+
+ROOT = project_root()
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "A home of its own, so that a test run neither finds nor leaves anything in the checkout."
+    folder = tmp_path_factory.mktemp('home')
+    (folder/'data').mkdir()
+    (folder/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
+    before = os.environ.get('LOGOCENTRIC_HOME')
+    os.environ.update(LOGOCENTRIC_HOME=str(folder), LOGOCENTRIC_QUIET='1')
+    yield folder
+    os.environ.pop('LOGOCENTRIC_HOME') if before is None else os.environ.update(LOGOCENTRIC_HOME=before)
+    os.environ.pop('LOGOCENTRIC_QUIET')
+
+
+@pytest.fixture(scope='module')
+def told(home): return reproduce('smoke', seed=1)
+
+
+def test_reproduce_tells_tables_and_report(told, home):
+    for words in ('Table 1', 'Table 2', 'Figure 2', 'Figure 4', 'not comparable', 'GPT-Neo-1.3B', 'the paper, on recordings'): assert words in told
+    page = (home/'data'/'runs'/'smoke-1'/'report.html').read_text()
+    assert '<table' in page and page.count('<img') >= 4
+    for picture in (home/'data'/'runs'/'smoke-1'/'figures').glob('*.png'): assert picture.name in page
+
+
+def test_every_experiment_ran_to_its_end(told, home):
+    for name in EXPERIMENTS:
+        run = read_json(home/'data'/'runs'/'smoke-1'/f'{name}.ipynb')['metadata']['papermill']
+        assert run['end_time'] and run['exception'] is None
+
+
+def test_records_hold_what_a_reader_needs(told, home):
+    records = {r.name: r for r in load_records(home/'data'/'runs'/'smoke-1'/'records')}
+    assert set(records) == set(EXPERIMENTS)
+    for r in records.values(): assert r.params['seed'] == 1 and r.seconds > 0 and r.versions['torch']
+    for row in records['table1_reasoner_size'].metrics['rows']:
+        for source in ('predicted', 'true'):
+            s = row[source]
+            assert s['n'] == row['n'] == SCALES['smoke'].test and 0 <= s['low'] <= s['value'] <= s['high'] <= 1
+    assert {r['reader'] for r in records['table1_reasoner_size'].metrics['rows']} == set(SCALES['smoke'].readers)
+    assert {r['pairs'] for r in records['table2_data_scale'].metrics['rows']} == set(SCALES['smoke'].pairs)
+
+
+def test_a_second_call_makes_nothing(told, home):
+    marks = lambda: {p: p.stat().st_mtime_ns for p in (home/'data').rglob('*') if p.name in ('done.json', 'config.json') or p.suffix == '.ipynb'}
+    before = marks()
+    again = reproduce('smoke', seed=1)
+    assert marks() == before and again.splitlines()[:-1] == told.splitlines()[:-1]
+
+
+def test_test_sets_share_no_clip_with_training(told):
+    lab = Lab.at('smoke', 1)
+    seen = set(lab.corpus('train').table.id)
+    for split in ('valid', 'heldout', 'gtzan', 'gtzan_shifted', 'fma_shifted'):
+        new = lab.corpus(split)
+        heard = {lab.corpus('train').features[i].tobytes() for i in range(len(lab.corpus('train')))}
+        assert not heard & {new.features[i].tobytes() for i in range(len(new))}
+
+
+def test_equal_steps_whatever_the_pairs(told):
+    lab = Lab.at('smoke', 1)
+    configs = [read_json(lab.captioner(n)/'done.json')['config'] for n in lab.scale.pairs]
+    assert configs[0]['train'] == configs[1]['train'] and lab.scale.pairs[1] >= 8*lab.scale.pairs[0]
+    mini = SCALES['mini']
+    assert mini.pairs[1] >= 10*mini.pairs[0] and len(mini.readers) >= 3 and mini.test >= 1000
+
+
+def test_unknown_parameters_and_scales_are_refused(home):
+    with pytest.raises(LogocentricError, match='no parameter colour'): run_experiment('table1_reasoner_size', scale='smoke', colour='red')
+    with pytest.raises(LogocentricError, match='unknown scale'): Lab.at('huge')
+
+
+def test_papermill_from_the_root(told, home, tmp_path):
+    "The command that the README shows."
+    command = [sys.executable, '-m', 'papermill', 'nbs/experiments/table1_reasoner_size.ipynb', str(tmp_path/'out.ipynb'), '-p', 'scale', 'smoke', '-p', 'seed', '1']
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert read_json(tmp_path/'out.ipynb')['metadata']['papermill']['exception'] is None
+
+
+def test_a_killed_run_continues(tmp_path):
+    "Kill `reproduce` twice, at different moments; the third call ends with the same captioner as a run that was left alone."
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
+    code = "from logocentric.experiments import Lab; lab = Lab.at('smoke', 2); print(lab.captioner(lab.scale.pairs[-1]))"
+    env = {**os.environ, 'LOGOCENTRIC_HOME': str(tmp_path), 'LOGOCENTRIC_QUIET': '1'}
+    for seen in ('corpus', 'mae'):
+        run = subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.time() + 120
+        while not list((tmp_path/'data'/'cache'/seen).glob('*/*')) and run.poll() is None and time.time() < deadline: time.sleep(.02)
+        os.killpg(run.pid, signal.SIGKILL); run.wait()
+    folder = Path(subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True, text=True, timeout=300).stdout.split()[-1])
+    assert (folder/'done.json').exists() and (folder/'model.safetensors').exists()

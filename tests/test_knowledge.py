@@ -1,0 +1,104 @@
+"The knowledge keeps its promises: own words, no task prompt, every genre, many shapes."
+import ast, inspect, random, re
+import pytest
+from logocentric import knowledge as K
+from logocentric.reasoner import PROMPTS
+
+GTZAN = 'blues classical country disco hip-hop jazz metal pop reggae rock'.split()
+FMA = 'electronic experimental folk hip-hop instrumental international pop rock'.split()
+
+
+@pytest.fixture(scope='module')
+def sentences(): return K.knowledge_text(20000, seed=0)
+
+
+def imports(module):
+    nodes = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return {name for n in nodes for name in (getattr(n, 'module', None) or '', *(alias.name for alias in n.names))}
+
+
+def tables(module): return {name: v for name, v in vars(module).items() if isinstance(v, (dict, list, tuple, set)) and len(v) and not name.startswith('__')}
+
+
+def test_shares_no_import_with_the_corpus():
+    assert not any('corpus' in name for name in imports(K))
+    assert not any('knowledge' in name for name in imports(pytest.importorskip('logocentric.corpus')))
+
+
+def test_shares_no_table_with_the_corpus():
+    "Neither an object, nor a phrase of four words or more."
+    corpus = pytest.importorskip('logocentric.corpus')
+    assert not any(a is b for a in tables(corpus).values() for b in tables(K).values())
+    written = {n.value.lower() for n in ast.walk(ast.parse(inspect.getsource(corpus))) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    facts = {p.lower() for d in K.DIMENSIONS for entry in K.load_facts()[d].values() for form in entry.values() for p in form}
+    assert not {p for p in written & facts if len(p.split()) >= 4}
+
+
+def test_genres_cover_both_label_sets(): assert set(K.genres()) == set(GTZAN) | set(FMA)
+
+
+def test_every_genre_is_told_equally_often(sentences):
+    told = {g: sum(g in K.words(s) for s in sentences) for g in K.genres()}
+    assert max(told.values()) < 1.25*min(told.values())
+
+
+def test_lexicon_holds_no_genre_word():
+    lexicon = ' '.join(p for d in K.DIMENSIONS for entry in K.load_facts()[d].values() for form in entry.values() for p in form)
+    assert not set(K.words(lexicon)) & set(K.genres())
+
+
+def fixed_spans():
+    for template in PROMPTS.values():
+        yield from (K.words(part) for part in template.split('{description}') if K.words(part))
+
+
+def test_no_task_prompt_in_the_knowledge(sentences):
+    "No 4-gram of a prompt's fixed words, and no whole span where it is shorter."
+    frames = [f for shapes, _ in K.KINDS for f in shapes]
+    texts = sentences + [f.replace('(', ' ').replace(')', ' ') for f in frames + K.THINGS + K.STATEMENTS]
+    known = {n: {g for t in texts for g in K.ngrams(t, n)} for n in (3, 4)}
+    for span in fixed_spans():
+        n = min(4, len(span))
+        assert not {g for g in zip(*(span[i:] for i in range(n)))} & known[n], span
+
+
+def test_shapes_and_direction(sentences):
+    assert sum(len(shapes) for shapes, _ in K.KINDS) >= 25
+    names = '|'.join(map(re.escape, K.genres()))
+    last = sum(bool(re.search(rf'({names})\W*$', s)) for s in sentences)
+    assert last > .7*len(sentences)
+
+
+def test_sentences_are_one_row_and_seeded(sentences):
+    assert not any('\n' in s or '{' in s or '|' in s or '(' in s for s in sentences)
+    assert K.knowledge_text(50, seed=3) == K.knowledge_text(50, seed=3) != K.knowledge_text(50, seed=4)
+    assert len(set(sentences)) > .98*len(sentences)
+
+
+def test_articles(sentences):
+    for s in sentences[:5000]: assert not re.search(r'\ba (?!uni|one|euph)[aeiou]|\ban [^aeiouAEIOU\W]', s), s
+
+
+def test_tokenizer(tmp_path, sentences):
+    tokenizer = K.train_tokenizer(sentences[:4000], 1500)
+    assert len(tokenizer) <= 1500 and tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    pieces = {g: tokenizer(' ' + g).input_ids for g in K.genres()}
+    assert sum(len(p) > 1 for p in pieces.values()) >= 3
+    assert len({p[0] for p in pieces.values()}) == len(pieces), 'the paper\'s rule could not tell all labels apart'
+    odd = 'naïve — 音楽 🎵 "quoted", hip-hop'
+    assert tokenizer.decode(tokenizer(odd).input_ids) == odd
+    tokenizer.save_pretrained(tmp_path)
+    assert type(tokenizer).from_pretrained(tmp_path)(odd).input_ids == tokenizer(odd).input_ids
+
+
+def test_coverage():
+    c = K.coverage(['a slow and weary tune'], ['Slow and weary', 'a tune'])
+    assert c == dict(words=1., fourgrams=0.)
+    assert K.coverage([], ['x']) == dict(words=0., fourgrams=0.)
+    assert K.coverage(['one two three four five'], ['one two three four'])['fourgrams'] == .5
+
+
+def test_expand_and_count():
+    rng = random.Random(0)
+    assert {K.expand('(a |)b(c|d)', rng) for _ in range(50)} == {'a bc', 'a bd', 'bc', 'bd'}
+    assert K.n_phrases(dict(as_=['(a |)b(c|d)', 'e'])) == 5
