@@ -14,6 +14,12 @@ from typing import Annotated, Iterable, Optional
 import typer
 from .core import LogocentricError, model_path, write_json
 
+# %% ../nbs/51_cli.ipynb #98550f5a
+def _silence():
+    "Keep bars that are not ours off the screen."
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+
 # %% ../nbs/51_cli.ipynb #845685d7
 app = typer.Typer(help='Say what a recording sounds like, then reason about it in words.', no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -83,6 +89,7 @@ def novelty_words(novelty: float # share of training-like clips that lie closer 
 def describe(files: Files, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print what the program hears in each file, window by window."
     from logocentric.captioner import CAVEAT, Captioner, describe as hear
+    _silence()
     ear = Captioner.from_pretrained(model_path('captioner', model))
     work = lambda file: asdict(hear(file, model=ear, num_beams=beams))
     rows = _each(sound_files(files), work, _show_description if json_file != '-' else lambda row: None)
@@ -104,6 +111,7 @@ def classify(files: Files, labels: Labels = 'blues,classical,country,disco,hip-h
              prompt: Prompt = 'tables', rule: Rule = 'sum', model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print label scores for each file: the description is read by a frozen language model."
     from logocentric.captioner import CAVEAT, Captioner, describe as hear
+    _silence()
     from logocentric.reasoner import Reasoner
     ear = Captioner.from_pretrained(model_path('captioner', model))
     reader = Reasoner.from_pretrained(model_path('reasoner', model))
@@ -121,6 +129,7 @@ def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (mi
               seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
     from logocentric.experiments import reproduce as run
+    _silence()
     typer.echo(run(scale=scale, seed=seed))
 
 # %% ../nbs/51_cli.ipynb #524e6415

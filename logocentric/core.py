@@ -9,7 +9,7 @@ __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 
            'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
+import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
@@ -150,10 +150,11 @@ def config_hash(config: dict, # any JSON-like configuration; the order of keys d
 # %% ../nbs/00_core.ipynb #3e86b60d
 def code_hash(*modules: str # names of modules of this package
              ) -> str:
-    "A short hash of the source of some modules, and of what the package ships beside them."
+    "A short hash of what some modules do: comments and layout do not count, the facts file does where `knowledge` is asked for."
     origins = [Path(find_spec(f'logocentric.{m}').origin) for m in modules]
-    if 'knowledge' in modules: origins += sorted(origins[0].parent.glob('assets/*'))
-    return hashlib.sha256(b''.join(p.read_bytes() for p in origins)).hexdigest()[:12]
+    parts = [ast.dump(ast.parse(p.read_text(encoding='utf-8'))) for p in origins]
+    if 'knowledge' in modules: parts += [p.read_text(encoding='utf-8') for p in sorted(origins[0].parent.glob('assets/*.toml'))]
+    return hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #e4b9d361
 def stage(name: str,                             # folder under `data/cache/`

@@ -604,7 +604,7 @@ def _beside(name, row, rows):
         place = -1 if row['pairs'] == rows[-1]['pairs'] else 0
     if place is None or found.empty: return '–'
     paper = found.iloc[place]
-    pairs = f", {paper['pairs']} pairs" if paper['pairs'] else ''
+    pairs = f", {paper['pairs']} pairs" if isinstance(paper['pairs'], str) else ''
     return f'{paper.value:.1f} % ({paper.system}{pairs}, {paper.data})'
 
 # %% ../nbs/50_experiments.ipynb #10a58907

@@ -288,7 +288,7 @@ class ChosenLoss(nn.Module):
         logits = self.model.get_output_embeddings()(hidden[target != -100])                      # (chosen, vocabulary)
         return SimpleNamespace(loss=F.cross_entropy(logits.float(), target[target != -100]), logits=logits)
 
-# %% ../nbs/40_reasoner.ipynb #11b36144
+# %% ../nbs/40_reasoner.ipynb #12181b64
 def query_groups(size: ReasonerSize, weight_decay: float = .05):
     "Parameter groups for `train`: queries at a rate lower by the square root of the head's width."
     def groups(wrapped):
