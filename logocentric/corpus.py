@@ -120,12 +120,14 @@ HARMONIES = dict(
     modal=['a single unchanging chord', 'modal harmony on one chord', 'one modal harmony that never moves', 'static modal harmony'],
     chromatic=['dissonant harmony', 'clashing chromatic harmony', 'dissonant, chromatic movement', 'harsh dissonance'])
 
+# %% ../nbs/11_corpus.ipynb #d9d9df7d
 TEMPI = dict(slow=['a slow tempo', 'an unhurried tempo', 'a slow pace'], moderate=['a moderate tempo', 'a medium tempo', 'a medium pace'],
              lively=['a lively tempo', 'a brisk tempo', 'an upbeat tempo'], fast=['a fast tempo', 'a very fast pace', 'a racing tempo'])
 
 FEELS = dict(straight=['straight rhythm', 'an even, straight feel', 'straight eighth notes'],
              swung=['a swung feel', 'swung eighth notes', 'a swinging feel'], waltz=['three beats to the bar', 'a waltz rhythm', 'a lilting three-four metre'])
 
+# %% ../nbs/11_corpus.ipynb #7353dd03
 PRODUCTIONS = dict(
     dry=['a dry, close sound', 'a clean studio sound', 'a dry and clear recording'], roomy=['a large reverberant room', 'long reverberation', 'a spacious concert-hall sound'],
     lofi=['a crackling lo-fi sound', 'vinyl crackle and a dusty sound', 'a dusty old recording'], loud=['loud, compressed production', 'a loud and punchy mix', 'a tightly compressed mix'],
@@ -165,6 +167,7 @@ def _weights(text: str) -> dict[str, float]:
     values = dict(zip(words[::2], map(float, words[1::2])))
     return {k: v/sum(values.values()) for k, v in values.items()}
 
+# %% ../nbs/11_corpus.ipynb #c39b8e7a
 def _style(name, gtzan, fma, weight, why, **tables):
     tables = {a: _weights(t) for a, t in tables.items()}
     for a, t in tables.items(): assert set(t) <= set(ATTRIBUTES[a]), (name, a, set(t) - set(ATTRIBUTES[a]))
@@ -313,6 +316,7 @@ def _feel_table(style: Style, drums: str) -> dict[str, float]:
     total = sum(allowed.values())
     return {f: p/total for f, p in allowed.items() if p} if total else {allowed_feels(drums)[0]: 1.}
 
+# %% ../nbs/11_corpus.ipynb #0f0922ca
 def sample_clip(seed: int,             # seed of the corpus
                 index: int = 0,        # number of the clip
                 shift: bool = False,   # play it with what training never used
@@ -335,6 +339,7 @@ AROUSAL = dict(tempo=dict(slow=-2, moderate=-.5, lively=1, fast=2),
 VALENCE = dict(harmony=dict(major=2, extended=.7, dominant=0, modal=-.5, minor=-1.5, chromatic=-3), tempo=dict(slow=-.6, lively=.5, fast=.3),
     production=dict(bright=.6, gritty=-.5), accompaniment=dict(power_chords=-.6, drone=-.6, skank=.4, strum=.3), feel=dict(swung=.3, waltz=.2))
 
+# %% ../nbs/11_corpus.ipynb #9b699b37
 def affect(attributes: dict # attribute → value
           ) -> tuple[float, float]:
     "Arousal and valence that attributes suggest, each roughly in -4…4."
@@ -359,6 +364,7 @@ def _region(attributes):
     arousal, valence = affect(attributes)
     return ('low' if arousal < -1.5 else 'high' if arousal > 1.5 else 'mid', 'dark' if valence < -1 else 'bright' if valence > 1 else 'even')
 
+# %% ../nbs/11_corpus.ipynb #f98ac4a4
 def adjectives(attributes: dict, rng: np.random.Generator) -> list[str]:
     "Two adjectives: one of the region of affect, one of that region or of the sound's surface."
     first, other = rng.permutation(ADJECTIVES[_region(attributes)])[:2]
@@ -382,6 +388,7 @@ def _article(text):
     "English: `an` before a vowel sound."
     return re.sub(r'\ba (?=[aeiou](?!ne-))', 'an ', text)
 
+# %% ../nbs/11_corpus.ipynb #76e9f391
 def describe_clip(spec: ClipSpec,   # the clip
                   variant: int = 0  # other numbers word the same facts differently
                  ) -> str:
@@ -401,6 +408,7 @@ GENRE_WORDS = '''acid acoustica afro* ambient americana avant* ballad ballads ba
     trance trap trip-hop urban western world'''.split()
 _GENRE = re.compile(r'\b(' + '|'.join(w.replace('*', r'\w*') for w in sorted(GENRE_WORDS, key=len, reverse=True)) + r')\b', re.IGNORECASE)
 
+# %% ../nbs/11_corpus.ipynb #9f8341b7
 def genre_words(text: str) -> list[str]:
     "The genre words in a text."
     return [m.group() for m in _GENRE.finditer(text)]
@@ -465,6 +473,7 @@ PROGRAMS = dict(
     bass=dict(walking='32 33 | 35', root_fifth='32 33 | 34', octaves='33 38 | 36 39', sub='38 39 | 87', riff='33 35 | 34 36', eighths='34 33 | 37', bowed='43 42 | 48'),
     drums=dict(none='0 | 0', swing_ride='40 | 40', train_beat='40 | 40', hat_rolls='25 | 24', four_floor='0 24 | 16 25', broken_beat='0 24 | 8 25', timpani='48 | 48'))
 
+# %% ../nbs/11_corpus.ipynb #085053e7
 def pick_program(role: str, value: str, shift: bool, rng: np.random.Generator) -> int:
     "A General MIDI program (for drums, a kit) that plays an attribute."
     sides = PROGRAMS[role].get(value, '0 8 | 16 32').split('|')
@@ -534,6 +543,7 @@ def _root_fifth(b, i, root, riff):
 
 def _octaves(b, i, root, riff): return [(k/2, .42, root + 12*(k % 2), 112) for k in range(2*b.bar)]
 
+# %% ../nbs/11_corpus.ipynb #edd11b7c
 def _sub(b, i, root, riff): return [(0, 2.4, b.near(root - b.key, 31), 127)] + [(2.5, b.bar - 2.5, b.near(root - b.key, 31), 120)]*(b.bar == 4)
 
 def _riff(b, i, root, riff):
@@ -561,6 +571,7 @@ def _chords_at(band, beats, length, centre=60, velocity=88, stagger=0.):
 def _halves(band): return [k/2 for k in range(2*band.bar)]
 def _off_beats(band): return [k + .5 for k in range(band.bar)]
 
+# %% ../nbs/11_corpus.ipynb #69988281
 def _skank(b): return _chords_at(b, _off_beats(b), .16, 64, 112)
 def _strum(b): return _chords_at(b, [(0, 1, 1.5, 2.5, 3, 3.5), (0, 1, 2, 2.5, 3), (0, 1, 1.5, 2, 3, 3.5)][b.rng.integers(3)], .55, 57, 104, .03) + \
                       _chords_at(b, (0, 2), .6, 48, 98, .03)
@@ -570,7 +581,7 @@ def _montuno(b):
     notes = _chords_at(b, (0, 1, 1.5, 2.5, 3.5), .4, 66, 108)
     return notes + [(t, d, p + 12, v) for t, d, p, v in notes]
 
-# %% ../nbs/11_corpus.ipynb #69988281
+# %% ../nbs/11_corpus.ipynb #c87ddc93
 def _power_chords(b):
     held = b.rng.random() < .4
     beats, length = ((0, 2), 1.9) if held else (_halves(b), .4)
@@ -579,6 +590,7 @@ def _power_chords(b):
 def _boogie(b):
     return [(i*b.bar + k/2, .42, b.near(root, 45) + s, 105) for i, (root, _) in b.bars for k in range(2*b.bar) for s in (0, (7, 7, 9, 9)[k % 4])]
 
+# %% ../nbs/11_corpus.ipynb #1967a825
 def _comping(b):
     notes = []
     for i, _ in b.bars:
@@ -586,6 +598,7 @@ def _comping(b):
         notes += [(i*b.bar + t, .3, p, 110) for t in beats if t < b.bar for p in b.voicing(i, 62)[1:]]
     return notes
 
+# %% ../nbs/11_corpus.ipynb #75356854
 def _stabs(b):
     beats = [(0, 1.5), (1.5, 3.5), (.5, 2.5, 3), (0, .75, 2.5)][b.rng.integers(4)]
     return _chords_at(b, beats, .22, 65, 115)
@@ -603,10 +616,12 @@ def _arpeggio(b, rate, centre, length, velocity, order):
         notes += [(i*b.bar + k/rate, length, tones[order[k % len(order)] % len(tones)], velocity) for k in range(rate*b.bar)]
     return notes
 
+# %% ../nbs/11_corpus.ipynb #4d84c121
 def _picking(b): return _arpeggio(b, 2 if b.bpm > 110 else 4, 53, .6, 108, [(0, 2, 1, 3, 0, 4, 2, 3), (0, 3, 2, 4, 1, 3, 2, 4)][b.rng.integers(2)])
 def _piano_arpeggio(b): return _arpeggio(b, 2 if b.bpm > 110 else 4, 52, .7, 100, [(0, 1, 2, 3, 4, 5, 4, 3), (0, 2, 1, 2), (0, 2, 3, 4, 5, 4, 3, 2)][b.rng.integers(3)])
 def _synth_arpeggio(b): return _arpeggio(b, 4, 62, .2, 102, [(0, 1, 2, 3), (0, 3, 1, 4), (0, 2, 5, 2)][b.rng.integers(3)])
 
+# %% ../nbs/11_corpus.ipynb #1bd4e59e
 def _counterpoint(b):
     notes = []
     for centre in (57, 67, 74):
@@ -615,6 +630,7 @@ def _counterpoint(b):
             notes += [(i*b.bar + t, .7, tones[b.rng.integers(len(tones))] + int(b.rng.choice([0, 0, 2, -1])), 104) for t in steps if t < b.bar]
     return notes
 
+# %% ../nbs/11_corpus.ipynb #a803c795
 def _string_runs(b):
     ladder = sorted({b.near(s, 66) + o for s in b.scale for o in (0, 12)})
     runs = [(i*b.bar + b.bar - 2 + k/4, .3, ladder[k % len(ladder)], 112) for i, _ in b.bars if i % 2 for k in range(8)]
@@ -637,6 +653,7 @@ def _motif(b):
     beats = grid[keep]
     return beats, np.cumsum(b.rng.choice([-2, -1, -1, 0, 1, 1, 2, 3], len(beats)))
 
+# %% ../nbs/11_corpus.ipynb #9e38ee01
 def play_lead(band: Band, lead: str) -> list[tuple]:
     "A melody as (beat, length, pitch, velocity)."
     centre = REGISTER.get(lead, 70) + int(band.rng.integers(-3, 4))
@@ -666,6 +683,7 @@ def _scrapes(b):
 
 SOLOISTS = dict(banjo=_banjo, fiddle=_fiddle, scrapes=_scrapes)
 
+# %% ../nbs/11_corpus.ipynb #53956482
 def glides(seconds: np.ndarray, depth: int = -4096) -> list[tuple[float, int]]:
     "Pitch-bend events (second, value) that start each note two semitones low, or `depth`/4096 tones, and rise into it."
     return [(float(t + .12*k/6), int(depth*(1 - k/6))) for t in seconds for k in range(7)]
@@ -680,6 +698,7 @@ def swing_time(beats: np.ndarray, ratio: float # where the half of a beat falls,
 # %% ../nbs/11_corpus.ipynb #8a588d89
 HIGHEST = 84   # MIDI pitch
 
+# %% ../nbs/11_corpus.ipynb #7232c885
 def _track(band, name, program, notes, is_drum=False, bend=False):
     beat, length, pitch, velocity = np.array(sorted(notes), dtype=float).T
     if not is_drum: pitch = pitch - 12*np.ceil(np.maximum(pitch - HIGHEST, 0)/12)
@@ -719,6 +738,7 @@ def pad_samples(soundfont: bytes, points: int = 32) -> bytes:
     headers['end'][:-1] += points            # the last header marks the end of the list
     return soundfont[:at] + headers.tobytes() + soundfont[at + size:]
 
+# %% ../nbs/11_corpus.ipynb #c789f1ea
 def soundfont_path() -> Path:
     "TimGM6mb with padded samples, made in the cache when it is not there."
     path = cache_path('soundfont', 'TimGM6mb-padded.sf2')
@@ -732,6 +752,7 @@ def synthesizer() -> Synthesizer:
     "A soundfont player that has played nothing yet."
     return Synthesizer(sf_path=str(soundfont_path()), sample_rate=RATE)
 
+# %% ../nbs/11_corpus.ipynb #461c8766
 def play_track(track: TrackSecond, player=None) -> np.ndarray: # (samples,), mono
     "The sound of one track, by a `synthesizer`; a new one by default."
     score, sound = ScoreSecond(480), np.zeros(int(SECONDS*RATE), np.float32)
@@ -748,6 +769,7 @@ def loudness(sound: np.ndarray) -> float:
     power = np.sort(np.mean(sound.reshape(-1, 800)**2, 1))
     return float(np.sqrt(power[-len(power)//5:].mean()))
 
+# %% ../nbs/11_corpus.ipynb #8583972e
 def play(score: ScoreSecond, rng: np.random.Generator) -> np.ndarray: # (samples,), RMS 0.1
     "The dry mix of a score."
     mix, player = 0, synthesizer()
@@ -760,6 +782,7 @@ def play(score: ScoreSecond, rng: np.random.Generator) -> np.ndarray: # (samples
 _FREQUENCIES = np.fft.rfftfreq(int(SECONDS*RATE), 1/RATE).astype(np.float32)
 _OCTAVES = np.log2(np.maximum(_FREQUENCIES, 40)/1000).astype(np.float32)   # octaves above 1 kHz
 
+# %% ../nbs/11_corpus.ipynb #ce0a551c
 @lru_cache(maxsize=32)
 def room_response(number: int,    # which of the rooms
                   seconds: float  # reverberation time: a decay by 60 dB
@@ -787,6 +810,7 @@ def compress(wave: np.ndarray, power: float # 0 leaves the wave as it is, 1 leve
     gain = np.interp(np.arange(len(wave)), np.arange(len(blocks))*800 + 400, (blocks/.1)**-power)
     return wave*gain.astype(np.float32)
 
+# %% ../nbs/11_corpus.ipynb #bbf5cf87
 def saturate(wave: np.ndarray, gain: float) -> np.ndarray: 
     "Soft clipping."
     return np.tanh(gain*wave)/np.float32(gain**.6)
@@ -797,6 +821,7 @@ def mu_law(wave: np.ndarray) -> np.ndarray:
     x = np.round(127*x)/127
     return np.sign(x)*np.expm1(np.abs(x)*np.float32(np.log(256)))/255
 
+# %% ../nbs/11_corpus.ipynb #39d43c07
 def crackle(rng: np.random.Generator, n: int, rate: float # clicks a second
            ) -> np.ndarray:
     "Vinyl: a few clicks of random size."
@@ -810,6 +835,7 @@ def _between(low, high, shift, rng):
     x = rng.uniform(.2, .8) if not shift else rng.uniform(0, .2) + .8*(rng.random() < .5)
     return low + x*(high - low)
 
+# %% ../nbs/11_corpus.ipynb #8a601322
 PRODUCTION_RANGES = dict(     # tilt: dB an octave; room: seconds; wet: the room's share; bands and hiss: Hz and dB
     dry=dict(tilt=(-1, 1), room=(.1, .25), wet=(0, .15)),
     roomy=dict(tilt=(-1, .5), room=(1.2, 2.4), wet=(.25, .45)),
@@ -819,6 +845,7 @@ PRODUCTION_RANGES = dict(     # tilt: dB an octave; room: seconds; wet: the room
     bright=dict(tilt=(2, 3.5), room=(.15, .5), wet=(.05, .25), high_pass=(60, 150)),
     gritty=dict(tilt=(-.5, 1), room=(.15, .5), wet=(.05, .25), drive=(9, 20), hiss=(-60, -48)))
 
+# %% ../nbs/11_corpus.ipynb #dccc0c12
 def draw_production(spec: ClipSpec) -> tuple[dict, np.random.Generator]:
     "The settings of a clip's production chain, and the generator for the rest."
     rng = spec.rng(2)
@@ -833,6 +860,7 @@ def draw_production(spec: ClipSpec) -> tuple[dict, np.random.Generator]:
 @lru_cache
 def _hiss() -> np.ndarray: return np.random.default_rng(5).standard_normal(int(SECONDS*RATE)).astype(np.float32)
 
+# %% ../nbs/11_corpus.ipynb #af14e56d
 def produce(wave: np.ndarray, spec: ClipSpec) -> np.ndarray:
     "Room, equaliser, compression, saturation, noise and codec, as the clip's production has it."
     p, rng = draw_production(spec)
@@ -848,6 +876,7 @@ def produce(wave: np.ndarray, spec: ClipSpec) -> np.ndarray:
     if p['codec']: wave = mu_law(wave)
     return np.clip(wave*np.float32(10**(p['level']/20)/.1), -1, 1).astype(np.float32)
 
+# %% ../nbs/11_corpus.ipynb #d279b667
 def render(spec: ClipSpec) -> np.ndarray: # (samples,), mono, 16 kHz, 10 s
     "The sound of a clip."
     return produce(play(compose(spec), spec.rng(3)), spec)
@@ -855,6 +884,7 @@ def render(spec: ClipSpec) -> np.ndarray: # (samples,), mono, 16 kHz, 10 s
 # %% ../nbs/11_corpus.ipynb #76dd5261
 SHARD = 250   # clips
 
+# %% ../nbs/11_corpus.ipynb #2ec35e2d
 def corpus_clip(seed: int, index: int, shift: bool = False,
                 labels: str | None = None # `gtzan` or `fma` for clips balanced over those labels; all styles by default
                ) -> ClipSpec:
@@ -864,6 +894,7 @@ def corpus_clip(seed: int, index: int, shift: bool = False,
     weights = {s: STYLES[s].weight for s in LABEL_STYLES[labels][label]}
     return sample_clip(seed, index, shift, _draw(np.random.default_rng([seed, index, 4]), weights))
 
+# %% ../nbs/11_corpus.ipynb #711e24f9
 def clip_row(spec: ClipSpec) -> dict:
     "What a corpus writes down about a clip."
     return dict(id=f'{spec.seed}-{spec.index:06d}', style=spec.style, gtzan=spec.label('gtzan'), fma=spec.label('fma'), seed=spec.seed, index=spec.index,
@@ -889,6 +920,7 @@ def _start_worker():
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
+# %% ../nbs/11_corpus.ipynb #6166476f
 def _run_shards(folder: Path, numbers: list[int], job: dict, processes: int, bar) -> None:
     if processes == 1:
         for i in numbers: bar.update(_make_shard(str(folder), i, job))
@@ -952,6 +984,7 @@ def log_likelihood(attributes: dict, style: Style) -> float:
     tables = {**style.tables, 'feel': _feel_table(style, attributes['drums'])}
     return sum(np.log(tables[a].get(v, 0) or 1e-300) for a, v in attributes.items())
 
+# %% ../nbs/11_corpus.ipynb #7d9b66c9
 def bayes_posterior(attributes: dict, labels: str) -> np.ndarray:
     "P(label | attributes) for balanced labels of `gtzan` or `fma`."
     score = []
@@ -961,6 +994,7 @@ def bayes_posterior(attributes: dict, labels: str) -> np.ndarray:
     p = np.exp(np.array(score) - max(score))
     return p/p.sum()
 
+# %% ../nbs/11_corpus.ipynb #38f638c7
 def bayes_ceiling(specs: list[ClipSpec], # clips that all have a label
                   labels: str            # `gtzan` or `fma`
                  ) -> float:
@@ -979,6 +1013,7 @@ def value_table(attribute: str, labels: str) -> pd.DataFrame: # rows: labels, co
                 for v, p in table.items(): row[v] = row.get(v, 0) + s.weight*weight*p/sum(STYLES[n].weight for n in names)
     return pd.DataFrame.from_dict(rows, orient='index').fillna(0)
 
+# %% ../nbs/11_corpus.ipynb #01944598
 def single_cues(labels: str) -> dict[str, float]:
     "For each attribute, the exact accuracy of answering the likeliest of balanced labels, given only its value."
     return {a: float(value_table(a, labels).max().sum()/len(LABELS[labels])) for a in ATTRIBUTES}
