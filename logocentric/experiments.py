@@ -50,6 +50,7 @@ class Scale:
     reader_steps: int | None = None # steps of a reasoner that is trained here; each size's own by default
     crop: float = 5.12             # seconds of each clip that one training step hears
     vocabulary: int = 2000         # tokens of the byte-level BPE tokenizer
+    caption_tokens: int = 90       # longest description
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
     baseline_labels: int = 2000    # labelled clips that the supervised baseline learns from
 
@@ -58,7 +59,7 @@ def _scales():
     few = TrainConfig(steps=4, batch_size=8)
     smoke = Scale(
         'smoke', pairs=(8, 64), held_out=24, test=40, encoder=dict(name='tiny'), mae=few, decoder=dict(n_embd=32, n_layer=1, n_head=2),
-        warmup=few, captioner=few, sentences=400, readers=('small', 'medium', 'large'), reader_steps=4, vocabulary=600, baseline_labels=40)
+        warmup=few, captioner=few, sentences=400, readers=('small', 'medium', 'large'), reader_steps=4, caption_tokens=30, vocabulary=600, baseline_labels=40)
     mini = Scale(
         'mini', pairs=(500, 6000), held_out=334, test=1000, encoder=dict(name='mini'),
         mae=TrainConfig(steps=200, batch_size=64, lr=1e-3, mixed_precision='auto'),
@@ -307,11 +308,11 @@ def deaf_loss(self: Lab, model: Captioner) -> float:
 def captions(self: Lab, split: str, n_pairs: int | None) -> list[str]:
     "What the captioner says of each asked clip; the true descriptions for `n_pairs=None`."
     if n_pairs is None: return self.clips(split).description.tolist()
-    config = dict(captioner=self.captioner(n_pairs).name, corpus=self.corpus(split).folder.name, split=split)
+    config = dict(captioner=self.captioner(n_pairs).name, corpus=self.corpus(split).folder.name, split=split, tokens=self.scale.caption_tokens)
     def make(folder):
         model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
         rows = self.clips(split).index.to_numpy()
-        texts = caption(model, self.corpus(split).features[rows], desc=f'describe {split}', max_new_tokens=90)
+        texts = caption(model, self.corpus(split).features[rows], desc=f'describe {split}', max_new_tokens=self.scale.caption_tokens)
         write_json(folder/'captions.json', texts)
     return read_json(stage('captions', config, make)/'captions.json')
 

@@ -21,7 +21,7 @@ def model(tmp_path_factory):
     folder, tokenizer = tmp_path_factory.mktemp('model'), train_tokenizer(knowledge_text(200, seed=0), 600)
     ear = Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer)
     noise = [torch.randn(40, 200, 80)*3 - 7 for _ in range(2)]
-    ear.calibrate(noise[:1]).calibrate_novelty(noise[:1], noise[1:]).save_pretrained(folder/'captioner')
+    ear.calibrate(noise[:1], knowledge_text(20, seed=1)).calibrate_novelty(noise[:1], noise[1:]).save_pretrained(folder/'captioner')
     size = dict(vocab_size=len(tokenizer), hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
                 max_position_embeddings=256, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     GPTNeoForCausalLM(GPTNeoConfig(**size)).save_pretrained(folder/'reasoner')
