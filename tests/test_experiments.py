@@ -79,6 +79,24 @@ def test_unknown_parameters_and_scales_are_refused(home):
     with pytest.raises(LogocentricError, match='unknown scale'): Lab.at('huge')
 
 
+def test_models_by_name_or_folder(told, home, tmp_path):
+    "The way of scale `paper`: decoder and reasoner are loaded by name, here from folders with tiny models of the same architectures."
+    from dataclasses import replace
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+    tokenizer = Lab.at('smoke', 1).tokenizer()
+    ids = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=256, **ids)).save_pretrained(tmp_path/'gpt2')
+    GPTNeoForCausalLM(GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
+                                   max_position_embeddings=256, **ids)).save_pretrained(tmp_path/'neo')
+    for name in ('gpt2', 'neo'): tokenizer.save_pretrained(tmp_path/name)
+    scale = replace(SCALES['smoke'], decoder=str(tmp_path/'gpt2'), warmup=None, readers=(str(tmp_path/'neo'),))
+    row = Lab(scale, 1).row('gtzan', str(tmp_path/'neo'), scale.pairs[-1])
+    assert row['n'] == scale.test and 0 <= row['predicted']['value'] <= 1
+    missing = Lab(replace(scale, readers=('/no/such/model',)), 1)
+    with pytest.raises(LogocentricError, match='no language model'): missing.row('gtzan', '/no/such/model', scale.pairs[-1])
+    assert SCALES['paper'].decoder == 'gpt2-medium' and SCALES['paper'].readers == ('gpt2-large', 'EleutherAI/gpt-neo-1.3B')
+
+
 def test_papermill_from_the_root(told, home, tmp_path):
     "The command that the README shows."
     command = [sys.executable, '-m', 'papermill', 'nbs/experiments/table1_reasoner_size.ipynb', str(tmp_path/'out.ipynb'), '-p', 'scale', 'smoke', '-p', 'seed', '1']
