@@ -757,8 +757,8 @@ def play_track(track: TrackSecond, player=None) -> np.ndarray: # (samples,), mon
     "The sound of one track, by a `synthesizer`; a new one by default."
     score, sound = ScoreSecond(480), np.zeros(int(SECONDS*RATE), np.float32)
     score.tracks.append(track)
-    stereo = np.asarray((player or synthesizer()).render(score, stereo=True))[:, :len(sound)]
-    sound[:stereo.shape[1]] = stereo.mean(0)
+    left, right = np.asarray((player or synthesizer()).render(score, stereo=True))[:, :len(sound)]
+    sound[:len(left)] = (left + right)/2
     return sound
 
 # %% ../nbs/11_corpus.ipynb #9cd75da0

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'TEST_SETS', 'RATIOS', 'EXPERIMENTS', 'RENDERED', 'TITLES', 'STYLE', 'Scale', 'Lab', 'Crops', 'history',
-           'table', 'notebook_path', 'run_output', 'run_experiment', 'Step', 'Road', 'walk', 'walk_lanes', 'train_all',
-           'published', 'results_table', 'paired_sentence', 'report', 'is_reproduced', 'travel', 'reproduce']
+           'table', 'notebook_path', 'run_output', 'run_experiment', 'Step', 'Road', 'walk', 'walk_abreast',
+           'walk_fast', 'published', 'results_table', 'paired_sentence', 'report', 'is_reproduced', 'travel',
+           'reproduce']
 
 # %% ../nbs/50_experiments.ipynb #5b00aee8
 import multiprocessing, os, shutil, threading, time
@@ -18,10 +19,10 @@ import numpy as np, pandas as pd, papermill as pm, torch
 from fastcore.basics import patch
 from nbconvert.filters import markdown2html
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, Pairs, Texts, caption
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, caption, gpt2_config, warm_up
 from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
                               project_root, quiet, read_json, run_path, save_record, set_seed, stage, write_json)
 from .corpus import LABELS, Corpus, build_corpus, difficulty
@@ -48,7 +49,7 @@ class Scale:
     sentences: int                 # sentences of music knowledge
     readers: tuple[str, ...]       # reasoners from small to large: sizes trained here, or names on the Hub
     reader_steps: int | None = None # steps of a reasoner that is trained here; each size's own by default
-    crop: float = 5.12             # seconds of each clip that one training step hears
+    crop: float = 2.56             # seconds of each clip that one training step hears
     vocabulary: int = 2000         # tokens of the byte-level BPE tokenizer
     caption_tokens: int = 90       # longest description
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
@@ -62,11 +63,11 @@ def _scales():
         warmup=few, captioner=few, sentences=400, readers=('small', 'medium', 'large'), reader_steps=4, caption_tokens=30, vocabulary=600, baseline_labels=40)
     mini = Scale(
         'mini', pairs=(500, 6000), held_out=334, test=1000, encoder=dict(name='mini'),
-        mae=TrainConfig(steps=200, batch_size=64, lr=1e-3, mixed_precision='auto'),
+        mae=TrainConfig(steps=400, batch_size=64, lr=3e-3, mixed_precision='auto'),
         decoder=dict(n_embd=128, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.),
         warmup=TrainConfig(steps=300, batch_size=64, lr=3e-3, mixed_precision='auto'),
-        captioner=TrainConfig(steps=500, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto'),
-        sentences=80_000, readers=('small', 'medium', 'large'))
+        captioner=TrainConfig(steps=1200, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=200),
+        bridge=dict(spoken_share=.25), sentences=110_000, readers=('small', 'medium', 'large'))
     epochs = lambda n, batch: n*25_723//batch
     paper = Scale(
         'paper', pairs=(2_572, 25_723), held_out=1_430, test=1_000, encoder=dict(name='base'), crop=10.,
@@ -223,7 +224,7 @@ def mae_losses(self: Lab, model: MAEModel, batch_size: int = 32) -> dict[str, fl
 def _keep(history: History, folder: Path) -> dict:
     "Keep the history of a finished run, drop its checkpoints, and say what belongs into `done.json`."
     write_json(folder/'history.json', dict(asdict(history), best_loss=history.best_loss if history.best_step else None))
-    for run in ('training', 'warmup'): shutil.rmtree(folder/run, ignore_errors=True)
+    shutil.rmtree(folder/'training', ignore_errors=True)
     return dict(best_step=history.best_step, training_seconds=history.seconds)
 
 def history(folder: Path) -> History:
@@ -277,20 +278,36 @@ def batches(self: Lab, split: str, n: int) -> Iterable[torch.Tensor]:
     x = self.corpus(split).features
     return (torch.from_numpy(x[i:min(i + 64, n)].astype(np.float32)) for i in range(0, min(n, len(x)), 64))
 
+# %% ../nbs/50_experiments.ipynb #680a24e7
+@patch
+def voice(self: Lab) -> Path | str:
+    "GPT-2 before it hears: the name of a pretrained one, or the folder of one that has read the training descriptions."
+    if not self.scale.warmup: return self.scale.decoder
+    config = dict(tokenizer=self.tokenizer_folder().name, decoder=self.scale.decoder, bridge=self.scale.bridge, train=asdict(self.scale.warmup),
+                  seed=self.seed, code=code_hash('captioner'))
+    def make(folder):
+        set_seed(self.seed)
+        tokenizer, texts = self.tokenizer(), self.corpus('train').table.description.tolist()
+        model = GPT2LMHeadModel(gpt2_config(tokenizer, **self.scale.decoder))
+        history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed), CaptionerConfig(**self.scale.bridge).prefix_length,
+                          folder=folder/'training', desc='GPT-2 reads')
+        for part in (model, tokenizer): part.save_pretrained(folder)
+        return _keep(history, folder)
+    return stage('voice', config, make)
+
 # %% ../nbs/50_experiments.ipynb #571168f8
 @patch
 def captioner(self: Lab, n_pairs: int) -> Path:
     "The folder of a captioner, trained on the first `n_pairs` pairs."
-    config = dict(encoder=self.mae(RATIOS['text']).name, decoder=self.scale.decoder, bridge=self.scale.bridge, pairs=n_pairs,
-                  warmup=self.scale.warmup and asdict(self.scale.warmup), train=asdict(self.scale.captioner), seed=self.seed, code=code_hash('captioner', 'mae'))
+    config = dict(encoder=self.mae(RATIOS['text']).name, voice=Path(self.voice()).name, bridge=self.scale.bridge, pairs=n_pairs,
+                  train=asdict(self.scale.captioner), seed=self.seed, code=code_hash('captioner', 'mae'))
     def make(folder):
         set_seed(self.seed)
-        model = Captioner.from_parts(self.mae_model(RATIOS['text']), self.scale.decoder, self.tokenizer(), self.frontend(), **self.scale.bridge)
-        texts = self.corpus('train').table.description[:n_pairs].tolist()
-        if self.scale.warmup: model.warm_up(texts, replace(self.scale.warmup, seed=self.seed), folder=folder/'warmup', desc='reads text alone')
-        model.calibrate(self.batches('train', 512), texts)
+        model = Captioner.from_parts(self.mae_model(RATIOS['text']), self.voice(), self.tokenizer(), self.frontend(), **self.scale.bridge)
+        model.calibrate(self.batches('train', 512), self.corpus('train').table.description[:n_pairs].tolist())
         history = train(model, self.pairs('train', n_pairs), replace(self.scale.captioner, seed=self.seed), self.pairs('valid'),
-                        folder=folder/'training', param_groups=model.param_groups(self.scale.captioner), reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
+                        folder=folder/'training', param_groups=model.param_groups(self.scale.captioner),
+                        reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
         model.calibrate_novelty(self.batches('train', 1024), self.batches('heldout', 1024))
         model.save_pretrained(folder)
         return _keep(history, folder)
@@ -501,20 +518,22 @@ def rendering(self: Lab) -> list[Step]:
 
 # %% ../nbs/50_experiments.ipynb #4aaa812b
 @patch
-def lanes(self: Lab) -> list[list[Step]]:
-    "The trainings, in two lanes that take about as long."
+def training(self: Lab) -> list[Step]:
+    "The models, in an order in which hardly one waits for another."
     few, many = self.scale.pairs
-    encoders = [Step(f'pre-train the encoder, {r:.0%} masked', 60, 'mae', (r,)) for r in RATIOS.values()]
-    readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (25, 45, 90))]
-    ears = [Step(f'train the captioner on {n:,} pairs', 300, 'captioner', (n,)) for n in (many, few)]
-    return [[*encoders, ears[0]], [*readers, ears[1]]]
+    encoders = {r: Step(f'pre-train the encoder, {r:.0%} masked', 40, 'mae', (r,)) for r in RATIOS.values()}
+    voice = [Step('GPT-2 reads descriptions', 60, 'voice')] if self.scale.warmup else []
+    ears = [Step(f'train the captioner on {n:,} pairs', 350, 'captioner', (n,)) for n in (many, few)]
+    readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (30, 50, 100))]
+    return [*voice, encoders.pop(RATIOS['text']), *ears, *encoders.values(), *reversed(readers)]
 
 # %% ../nbs/50_experiments.ipynb #f8545c05
 @patch
 def answering(self: Lab) -> list[Step]:
     "What comes last: descriptions, baselines, label scores."
     few, many = self.scale.pairs
-    words = [Step(f'describe {split} ({n:,} pairs)', 5, 'captions', (split, n)) for n in (many, few) for split in ('valid', *TEST_SETS)]
+    words = [Step(f'describe {split} ({n:,} pairs)', 15, 'captions', (split, n)) for n in (many, few) for split in TEST_SETS]
+    words.append(Step('describe valid', 5, 'captions', ('valid', many)))
     lines = [Step(f'supervised baseline on {t}', 5, 'reference_lines', (t,)) for t in TEST_SETS]
     asked = [(t, r, n) for t in TEST_SETS for r in self.scale.readers for n in (many, None)] + [(t, self.scale.readers[-1], few) for t in TEST_SETS]
     return [*words, *lines, *(Step(f'{r} reader on {t}', 2, 'answers', (t, r, n)) for t, r, n in asked)]
@@ -539,8 +558,8 @@ def walk(lab: Lab, steps: list[Step], road: Road) -> None:
         road.passed(step.weight, step.take(lab))
 
 # %% ../nbs/50_experiments.ipynb #1a24eb4e
-def _begin_lane(lock, numbers):
-    "What a lane's process does first."
+def _begin_work(lock, numbers):
+    "What a worker does first."
     tqdm.set_lock(lock)
     torch.set_num_threads(1)
     os.environ['LOGOCENTRIC_BAR'] = str(numbers.get())
@@ -550,25 +569,23 @@ def _begin_lane(lock, numbers):
 def _take(lab, step): return step.take(lab)
 
 # %% ../nbs/50_experiments.ipynb #b1c6ab30
-def walk_lanes(lab: Lab, lanes: list[list[Step]], road: Road) -> None:
-    "Take several lanes of steps at the same time, each in its own process."
+def walk_abreast(lab: Lab, steps: list[Step], road: Road, workers: int = 2) -> None:
+    "Take steps in their order, several at the same time, each worker in a process of its own."
     context = multiprocessing.get_context('spawn')
-    lock, numbers, waiting = context.RLock(), context.Queue(), [deque(lane) for lane in lanes]
-    for n in range(len(lanes)): numbers.put(n + 1)
-    with ProcessPoolExecutor(len(lanes), context, _begin_lane, (lock, numbers)) as pool:
-        running = {pool.submit(_take, lab, lane[0]): lane for lane in waiting}
-        while running:
-            road.says(' + '.join(lane[0].title for lane in running.values()))
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                lane = running.pop(done)
-                road.passed(lane.popleft().weight, done.result())
-                if lane: running[pool.submit(_take, lab, lane[0])] = lane
+    lock, numbers, waiting, running = context.RLock(), context.Queue(), deque(steps), {}
+    for n in range(workers): numbers.put(n + 1)
+    with ProcessPoolExecutor(workers, context, _begin_work, (lock, numbers)) as pool:
+        while waiting or running:
+            for step in [waiting.popleft() for _ in range(min(len(waiting), workers - len(running)))]:
+                running[pool.submit(_take, lab, step)] = step
+            road.says(' + '.join(step.title for step in running.values()))
+            for done in wait(running, return_when=FIRST_COMPLETED).done: road.passed(running.pop(done).weight, done.result())
 
 # %% ../nbs/50_experiments.ipynb #3387b283
-def train_all(lab: Lab, road: Road) -> None:
-    "Take the training lanes: side by side on a CPU of several cores, else in turn."
-    if best_device().type == 'cpu' and os.cpu_count() > 1: walk_lanes(lab, lab.lanes(), road)
-    else: walk(lab, sum(lab.lanes(), []), road)
+def walk_fast(lab: Lab, steps: list[Step], road: Road) -> None:
+    "Take steps in their order: two at a time on a CPU of several cores, else one."
+    abreast = best_device().type == 'cpu' and os.cpu_count() > 1
+    (walk_abreast if abreast else walk)(lab, steps, road)
 
 # %% ../nbs/50_experiments.ipynb #d3c8194a
 @patch
@@ -674,13 +691,13 @@ def is_reproduced(scale: str, seed: int) -> bool:
 # %% ../nbs/50_experiments.ipynb #afe67435
 def travel(lab: Lab) -> None:
     "Render, train, answer, and run the notebooks, with one bar over all of it."
-    stages, share = lab.rendering() + sum(lab.lanes(), []) + lab.answering(), 9*len(EXPERIMENTS)
-    road = Road(sum(step.weight for step in stages) + share)
+    notebooks = [Step(f'notebook {name}', 9, 'run', (name,)) for name in EXPERIMENTS]
+    models = lab.training() + lab.answering()
+    road = Road(sum(step.weight for step in lab.rendering() + models + notebooks))
     walk(lab, lab.rendering(), road)
-    train_all(lab, road)
-    walk(lab, lab.answering(), road)
+    walk_fast(lab, models, road)
     lab.publish()
-    walk(lab, [Step(f'notebook {name}', 9, 'run', (name,)) for name in EXPERIMENTS], road)
+    walk_fast(lab, notebooks, road)
     road.bar.close()
 
 # %% ../nbs/50_experiments.ipynb #de94ac20

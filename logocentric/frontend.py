@@ -69,7 +69,7 @@ def power_spectrogram(wave: Tensor,           # (…, samples)
     window = torch.hann_window(config.win_length, device=wave.device)
     spectrum = torch.stft(wave.reshape(-1, wave.shape[-1]), config.n_fft, config.hop_length, config.win_length, window,
                           center=True, pad_mode='constant', return_complex=True)
-    power = torch.view_as_real(spectrum).square().sum(-1)  # (batch, bins, frames)
+    power = spectrum.real.square() + spectrum.imag.square()  # (batch, bins, frames)
     return rearrange(power, 'b f t -> b t f').reshape(*wave.shape[:-1], -1, config.n_fft//2 + 1)
 
 # %% ../nbs/10_frontend.ipynb #f0ff7f9b

@@ -60,7 +60,7 @@ MASKING = dict(text=.15, figure2=.75)
 PRESETS = dict(
     tiny=dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
               decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=4),
-    mini=dict(hidden_size=192, num_hidden_layers=4, num_attention_heads=3, patch_frames=32,
+    mini=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_frames=32,
               decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3),
     base=dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
               decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_num_attention_heads=6))

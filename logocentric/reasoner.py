@@ -202,7 +202,7 @@ class ReasonerSize:
     lr: float            # highest learning rate
     num_layers: int = 2
 
-SIZES = dict(small=ReasonerSize(32, 2, 600, 4e-3), medium=ReasonerSize(64, 4, 900, 4e-3), large=ReasonerSize(128, 8, 1600, 2.5e-3))
+SIZES = dict(small=ReasonerSize(32, 2, 600, 4e-3), medium=ReasonerSize(64, 4, 900, 4e-3), large=ReasonerSize(96, 6, 1600, 3e-3))
 
 # %% ../nbs/40_reasoner.ipynb #09c3cdb9
 def reasoner_config(size: str | ReasonerSize,           # a name in `SIZES`
@@ -211,7 +211,7 @@ def reasoner_config(size: str | ReasonerSize,           # a name in `SIZES`
     "The GPT-Neo configuration of an offline reasoner."
     size = SIZES[size] if isinstance(size, str) else size
     return GPTNeoConfig(vocab_size=len(tokenizer), hidden_size=size.hidden_size, num_layers=size.num_layers, num_heads=size.num_heads,
-                        attention_types=[[['global', 'local'], size.num_layers//2]], window_size=32, max_position_embeddings=192,
+                        attention_types=[[['global', 'local'], size.num_layers//2]], window_size=256, max_position_embeddings=192,
                         attention_dropout=0., embed_dropout=0., resid_dropout=0., initializer_range=.08,
                         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
 

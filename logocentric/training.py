@@ -370,7 +370,8 @@ def train(model: torch.nn.Module,           # called as `model(**batch)`, return
 def _precision(name): return name if name != 'auto' else 'bf16' if bf16_pays() else 'no'
 
 def _release(accelerator, model, bar):
-    "Take `accelerate`'s wrappers off the model, and close the bar."
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False).__dict__.pop('forward', None)
+    "Take `accelerate`'s wrappers and its mark off the model, and close the bar."
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    for name in ('forward', '_original_forward', '_is_accelerate_prepared'): model.__dict__.pop(name, None)
     model.eval()
     if bar is not None: bar.close()

@@ -2,7 +2,7 @@
 import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from logocentric.captioner import (CAVEAT, Captioner, Pairs, caption, describe, gpt2_config, load_gpt2, tokenise)
+from logocentric.captioner import (CAVEAT, Captioner, Pairs, caption, describe, gpt2_config, load_gpt2, tokenise, warm_up)
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig, MAEEncoder, MAEModel
@@ -169,7 +169,7 @@ def test_learns_and_resumes(tokenizer, tmp_path):
     x[1::2, ::8] += 9.
     pairs, config = Pairs(x.numpy().astype(np.float16), texts, tokenizer, crop=160), TrainConfig(steps=40, batch_size=8, lr=5e-3)
     model = build(tokenizer)
-    model.warm_up(texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
+    warm_up(model.decoder, tokenizer, texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
     model.calibrate([x], texts)
     train(model, pairs, config, folder=tmp_path/'pairs', progress=False)
     assert caption(model, x.numpy(), batch_size=5) == texts

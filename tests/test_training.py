@@ -1,6 +1,7 @@
 "The training loop: killed in earnest, continued bit for bit."
 import os, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 from logocentric.core import set_seed
@@ -147,3 +148,17 @@ def test_two_processes_agree_with_one(tmp_path):
     a, b = (torch.load(tmp_path/str(size)/f'{size}.pt') for size in (4, 8))
     torch.testing.assert_close(a['weight'], b['weight'])
     assert a['best'] == pytest.approx(b['best'], rel=1e-5)
+
+def test_every_run_has_its_own_precision():
+    "A model that was trained before is trained in the precision that is asked for now."
+    class Seen(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            if self.training: seen.append(y.dtype)
+            return SimpleNamespace(loss=y.float().square().mean())
+    class Data:
+        def __len__(self): return 4
+        def batch(self, indices, rng): return dict(x=torch.ones(len(indices), 2))
+    model, seen = Seen(2, 2), []
+    for precision in ('bf16', 'bf16', 'no'): train(model, Data(), TrainConfig(steps=1, batch_size=2, mixed_precision=precision), progress=False)
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
