@@ -178,68 +178,68 @@ def _style(name, gtzan, fma, weight, why, **tables):
 _style('bebop', 'jazz', None, .5, 'small-group jazz: ride cymbal, walking bass, extended chords',
     drums='swing_ride 3 shuffle 2 none 1 hand_drums 1 backbeat 3', bass='walking 6 root_fifth 2 riff 2', 
     lead='saxophone 3 trumpet 3 piano 2 clarinet 2 vibraphone 2 clean_guitar 1 organ 1 electric_piano 1',
-    accompaniment='comping 3 brass_stabs 2 block_piano 3 strum 2', harmony='extended 7 dominant 2 minor 1', 
-    tempo='moderate 2 lively 3 fast 4', feel='swung 8 straight 2', production='dry 3 roomy 3 warm 3 lofi 1')
+    accompaniment='comping 3 brass_stabs 2 block_piano 3 strum 2', harmony='extended 8 dominant 1 minor 1', 
+    tempo='moderate 1 lively 3 fast 5', feel='swung 8 straight 2', production='dry 4 roomy 3 warm 3')
 _style('lounge', 'jazz', None, .5, 'quiet jazz: brushes, ballad tempo, ninth chords',
     drums='swing_ride 3 none 3 hand_drums 2 shuffle 2', bass='walking 5 root_fifth 3 none 1 bowed 1',
     lead='piano 3 saxophone 3 flute 2 clarinet 2 clean_guitar 2 vibraphone 2 electric_piano 2 violin 1 trumpet 1',
     accompaniment='comping 3 block_piano 2 string_pad 2 picking 2 piano_arpeggio 1', harmony='extended 8 minor 1 major 1',
-    tempo='slow 5 moderate 4 lively 1', feel='swung 6 waltz 2 straight 3', production='warm 4 roomy 3 dry 2 lofi 1')
+    tempo='slow 6 moderate 4', feel='swung 6 waltz 2 straight 3', production='warm 5 roomy 3 dry 1')
 _style('urban_blues', 'blues', None, .5, 'band blues: shuffle, twelve bars, crying guitar',
     drums='shuffle 3 backbeat 4 swing_ride 2 pounding 1', bass='walking 3 root_fifth 3 riff 2 eighths 2',
     lead='harmonica 3 slide_guitar 3 clean_guitar 3 distorted_guitar 2 organ 1 piano 1 saxophone 2',
     accompaniment='boogie 3 comping 2 block_piano 2 strum 2 brass_stabs 1 power_chords 1', harmony='dominant 9 minor 1',
-    tempo='slow 4 moderate 4 lively 2', feel='swung 8 straight 2', production='gritty 4 warm 3 dry 2 lofi 1')
+    tempo='slow 5 moderate 4 lively 1', feel='swung 8 straight 2', production='gritty 5 warm 3 dry 1')
 _style('delta_blues', 'blues', None, .5, 'blues for one guitar and a voice or harmonica',
     drums='none 6 shuffle 2 train_beat 2', bass='none 4 root_fifth 4 walking 2', lead='slide_guitar 4 harmonica 3 acoustic_guitar 3 voices 1 piano 2',
-    accompaniment='picking 3 boogie 3 strum 3 block_piano 1', harmony='dominant 8 minor 1 major 1', tempo='slow 5 moderate 4 lively 1',
-    feel='swung 7 straight 3', production='lofi 4 dry 3 gritty 2 warm 1')
+    accompaniment='picking 3 boogie 3 strum 3 block_piano 1', harmony='dominant 9 minor 1', tempo='slow 6 moderate 4',
+    feel='swung 7 straight 3', production='lofi 5 dry 3 gritty 1')
 
 # %% ../nbs/11_corpus.ipynb #774ffc0e
 _style('chamber', 'classical', None, .5, 'strings and winds in counterpoint, in a hall',
     drums='none 7 timpani 3', bass='bowed 6 none 4', lead='violin 3 cello 2 flute 2 clarinet 2 trumpet 1 strings 2 voices 1 piano 1',
-    accompaniment='counterpoint 3 string_pad 3 string_runs 2 piano_arpeggio 2', harmony='major 5 minor 4 chromatic 1',
-    tempo='slow 3 moderate 3 lively 3 fast 2', feel='straight 7 waltz 3', production='roomy 5 dry 3 warm 2')
+    accompaniment='counterpoint 3 string_pad 3 string_runs 2 piano_arpeggio 2', harmony='major 5 minor 5',
+    tempo='slow 3 moderate 3 lively 3 fast 2', feel='straight 7 waltz 3', production='roomy 6 dry 2 warm 1')
 _style('recital', 'classical', None, .5, 'piano alone or with one soloist',
     drums='none 1', bass='none 7 bowed 3', lead='piano 6 violin 2 cello 2 clarinet 1 flute 1 voices 1',
-    accompaniment='piano_arpeggio 4 block_piano 3 counterpoint 2 string_pad 2', harmony='major 5 minor 5 chromatic 1 extended 1',
-    tempo='slow 4 moderate 3 lively 2 fast 2', feel='straight 7 waltz 3', production='roomy 5 dry 3 warm 1 lofi 1')
+    accompaniment='piano_arpeggio 4 block_piano 3 counterpoint 2 string_pad 2', harmony='major 5 minor 5',
+    tempo='slow 4 moderate 3 lively 2 fast 2', feel='straight 7 waltz 3', production='roomy 6 dry 2 warm 1')
 _style('honky_tonk', 'country', None, .5, 'country band: two-beat bass, steel guitar, fiddle',
     drums='train_beat 2 backbeat 5 shuffle 3', bass='root_fifth 5 walking 2 eighths 3',
     lead='slide_guitar 4 fiddle 3 clean_guitar 2 harmonica 1 piano 1 acoustic_guitar 1 accordion 1',
-    accompaniment='strum 3 picking 2 skank 2 block_piano 2 boogie 1', harmony='major 8 dominant 1 minor 1',
-    tempo='slow 1 moderate 4 lively 4', feel='straight 5 swung 3 waltz 2', production='bright 4 dry 4 warm 1 roomy 1')
+    accompaniment='strum 3 picking 2 skank 2 block_piano 2 boogie 1', harmony='major 9 dominant 1',
+    tempo='moderate 4 lively 5', feel='straight 5 swung 3 waltz 2', production='bright 4 dry 5 warm 1')
 _style('bluegrass', 'country', None, .5, 'country string band: banjo, fiddle, fast two-beat',
     drums='none 5 train_beat 2 backbeat 2', bass='root_fifth 7 walking 2 none 1', lead='banjo 4 fiddle 4 acoustic_guitar 2 harmonica 1 slide_guitar 1 violin 1',
-    accompaniment='strum 3 picking 3 skank 3', harmony='major 8 minor 1 dominant 1', tempo='moderate 1 lively 4 fast 5',
-    feel='straight 8 swung 1 waltz 1', production='dry 4 bright 2 roomy 2 lofi 2')
+    accompaniment='strum 3 picking 3 skank 3', harmony='major 9 dominant 1', tempo='lively 4 fast 6',
+    feel='straight 8 swung 1 waltz 1', production='dry 6 bright 2 lofi 1')
 
 # %% ../nbs/11_corpus.ipynb #6b192474
 _style('disco', 'disco', None, 1, 'four-on-the-floor, octave bass, strings and horns',
     drums='four_floor 4 backbeat 3 hand_drums 2 broken_beat 1', bass='octaves 5 riff 3 eighths 2', 
     lead='strings 3 trumpet 2 voices 3 flute 2 electric_piano 2 saxophone 1 synth_lead 1 piano 1',
-    accompaniment='string_runs 3 brass_stabs 2 skank 2 comping 2 block_piano 1 synth_pad 2', harmony='minor 4 extended 4 major 2',
-    tempo='moderate 1 lively 8 fast 1', feel='straight 1', production='bright 5 loud 3 dry 2')
+    accompaniment='string_runs 3 brass_stabs 2 skank 2 comping 2 block_piano 1 synth_pad 2', harmony='minor 4 extended 5 major 1',
+    tempo='moderate 1 lively 8 fast 1', feel='straight 1', production='bright 6 loud 2 dry 1')
 _style('boom_bap', 'hip-hop', 'Hip-Hop', .5, 'hip-hop on a looped drum break and a sampled keyboard',
     drums='broken_beat 4 backbeat 4 one_drop 2 hand_drums 1', bass='riff 5 sub 3 walking 2', 
     lead='electric_piano 3 saxophone 2 flute 2 vibraphone 2 trumpet 2 voices 2 piano 2 strings 1 clean_guitar 1',
-    accompaniment='keyboard_loop 3 brass_stabs 2 synth_pad 2 comping 2 string_pad 1', harmony='minor 5 extended 3 modal 2', tempo='slow 4 moderate 6',
-    feel='straight 5 swung 5', production='lofi 6 warm 3 loud 1')
+    accompaniment='keyboard_loop 3 brass_stabs 2 synth_pad 2 comping 2 string_pad 1', harmony='minor 5 extended 4 modal 1', tempo='slow 4 moderate 6',
+    feel='straight 5 swung 5', production='lofi 7 warm 3')
 _style('trap', 'hip-hop', 'Hip-Hop', .5, 'hip-hop on drum machine: hi-hat rolls, sub bass',
     drums='hat_rolls 5 broken_beat 3 backbeat 2', bass='sub 8 riff 2', lead='bells 3 flute 2 synth_lead 2 piano 2 voices 2 strings 1 clean_guitar 1 electric_piano 1',
-    accompaniment='synth_pad 3 keyboard_loop 3 string_pad 2 synth_arpeggio 1 piano_arpeggio 1', harmony='minor 8 modal 2',
-    tempo='slow 5 moderate 4 lively 1', feel='straight 1', production='loud 5 gritty 2 dry 2 warm 1')
+    accompaniment='synth_pad 3 keyboard_loop 3 string_pad 2 synth_arpeggio 1 piano_arpeggio 1', harmony='minor 9 modal 1',
+    tempo='slow 5 moderate 4 lively 1', feel='straight 1', production='loud 6 gritty 2 dry 1')
 _style('synth_pop', 'pop', 'Pop', 1, 'songs with synthesizer hooks, bright production',
     drums='backbeat 4 four_floor 2 hat_rolls 2 broken_beat 1', bass='eighths 5 octaves 2 sub 2 riff 1',
     lead='synth_lead 4 voices 4 bells 2 piano 2 clean_guitar 2',
-    accompaniment='synth_pad 3 synth_arpeggio 2 block_piano 2 strum 2 keyboard_loop 1 power_chords 1 piano_arpeggio 1', harmony='major 8 minor 2', tempo='moderate 4 lively 5 fast 1',
-    feel='straight 1', production='bright 5 loud 3 dry 2')
+    accompaniment='synth_pad 3 synth_arpeggio 2 block_piano 2 strum 2 keyboard_loop 1 power_chords 1 piano_arpeggio 1', harmony='major 9 minor 1', tempo='moderate 4 lively 6',
+    feel='straight 1', production='bright 6 loud 3 dry 1')
 
 # %% ../nbs/11_corpus.ipynb #6a355fba
 _style('thrash', 'metal', 'Rock', 1, 'metal: double kick, distorted riffs; FMA files Metal under Rock',
     drums='double_kick 3 pounding 4 backbeat 3', bass='eighths 6 riff 4', lead='distorted_guitar 6 voices 2 strings 1 synth_lead 1',
-    accompaniment='power_chords 6 string_pad 2 drone 1 string_runs 1', harmony='minor 5 chromatic 5', tempo='slow 2 lively 2 fast 6', feel='straight 1',
-    production='gritty 5 loud 4 roomy 1')
+    accompaniment='power_chords 6 string_pad 2 drone 1 string_runs 1', harmony='minor 5 chromatic 5', tempo='slow 1 lively 2 fast 7', feel='straight 1',
+    production='gritty 5 loud 5')
 _style('roots_reggae', 'reggae', 'International', 1, 'reggae: one-drop, off-beat skank; FMA files Reggae under International',
     drums='one_drop 4 backbeat 3 hand_drums 2 four_floor 2 broken_beat 1', bass='riff 6 sub 2 octaves 1 root_fifth 1',
     lead='organ 3 voices 3 trumpet 2 clean_guitar 2 harmonica 2 saxophone 2 flute 1', accompaniment='skank 4 brass_stabs 2 comping 2 strum 2 block_piano 1',
@@ -247,12 +247,12 @@ _style('roots_reggae', 'reggae', 'International', 1, 'reggae: one-drop, off-beat
 _style('stadium_rock', 'rock', 'Rock', .6, 'rock band: backbeat, electric guitars, eighth-note bass',
     drums='backbeat 5 pounding 2 shuffle 1 four_floor 1 train_beat 1', bass='eighths 5 riff 2 root_fifth 2 octaves 1', 
     lead='distorted_guitar 3 organ 2 clean_guitar 3 piano 1 voices 2 harmonica 1',
-    accompaniment='power_chords 3 strum 3 block_piano 2 boogie 1', harmony='major 5 minor 3 dominant 2', tempo='slow 1 moderate 4 lively 4 fast 1',
-    feel='straight 9 swung 1', production='roomy 3 loud 3 gritty 2 dry 2')
+    accompaniment='power_chords 3 strum 3 block_piano 2 boogie 1', harmony='major 6 minor 3 dominant 1', tempo='moderate 5 lively 4',
+    feel='straight 9 swung 1', production='loud 4 gritty 3 roomy 3')
 _style('punk', 'rock', 'Rock', .4, 'punk, a fast and raw kind of rock; FMA files Punk under Rock',
     drums='pounding 5 backbeat 4 double_kick 1', bass='eighths 9 root_fifth 1', lead='distorted_guitar 4 clean_guitar 3 voices 3 organ 1',
-    accompaniment='power_chords 6 strum 3 skank 1', harmony='major 7 minor 3', tempo='lively 3 fast 7', feel='straight 1',
-    production='gritty 5 lofi 2 loud 2 dry 1')
+    accompaniment='power_chords 6 strum 3 skank 1', harmony='major 7 minor 3', tempo='lively 2 fast 8', feel='straight 1',
+    production='gritty 6 loud 3 lofi 1')
 
 # %% ../nbs/11_corpus.ipynb #7fb49245
 _style('techno', None, 'Electronic', .6, 'dance music of synthesizers and drum machines',

@@ -481,11 +481,13 @@ def run_experiment(name: str,                 # one of `EXPERIMENTS`
     _check_parameters(name, parameters)
     output, fingerprint = run_output(name, parameters)
     if _finished(output, fingerprint): return output
-    with atomic_write(output) as partial:
-        pm.execute_notebook(str(notebook_path(name)), str(partial), parameters, cwd=str(project_root()), progress_bar=False, kernel_name='python3')
-        notebook = read_json(partial)
-        notebook['metadata']['logocentric'] = fingerprint
-        write_json(partial, notebook)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f'unfinished-{output.name}')   # stays, to be read, where a cell fails
+    pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()), progress_bar=False, kernel_name='python3')
+    notebook = read_json(unfinished)
+    notebook['metadata']['logocentric'] = fingerprint
+    write_json(output, notebook)
+    unfinished.unlink()
     return output
 
 # %% ../nbs/50_experiments.ipynb #905877ba

@@ -50,7 +50,7 @@ def n_phrases(entry: dict) -> int:
 
 # %% ../nbs/35_knowledge.ipynb #65108283
 DIMENSION_WEIGHTS = dict(tempo=1., drums=1.3, bass=1.1, lead=1.5, backing=1.3, harmony=1., feel=.8, production=.9, texture=.6, mood=1.2)
-STRAY = dict(production=.2, texture=.3, mood=.5) # share of ideas that have nothing to do with the genre
+STRAY = dict(production=.2, texture=.3, mood=.85) # share of ideas that have nothing to do with the genre
 STRAY_ELSEWHERE = .08
 
 def draw_idea(strand: dict, dimension: str, rng: random.Random) -> str:

@@ -150,12 +150,13 @@ def __repr__(self: History):
 # %% ../nbs/02_training.ipynb #03f2fd9a
 @patch
 def plot(self: History,
-         ax=None, # matplotlib axes; new ones by default
+         ax=None,                # matplotlib axes; new ones by default
+         training: bool = True   # draw the training loss too
         ):
     "Draw training and validation loss beside the reference lines."
     import matplotlib.pyplot as plt
     ax, rows = ax or plt.subplots(figsize=(5, 2.4))[1], self.frame
-    ax.plot(rows.step, rows.loss, color='.7', label='training')
+    if training: ax.plot(rows.step, rows.loss, color='.7', label='training')
     if 'valid_loss' in rows: ax.plot(*rows[['step', 'valid_loss']].dropna().values.T, 'o-', ms=3, color='C0', label='validation')
     for i, (name, value) in enumerate(self.reference_lines.items()): ax.axhline(value, ls=('--', ':', '-.')[i % 3], lw=1, color=f'C{2 + i}', label=name)
     ax.set(xlabel='step', ylabel='loss'); ax.legend(frameon=False)

@@ -217,3 +217,19 @@ def test_recordings(model):
         try: found = describe(file, model, max_new_tokens=4)
         except AudioError as e: assert str(file) in str(e)
         else: assert found.windows and found.heard.startswith('heard')
+
+def test_a_share_of_the_batch_speaks(tokenizer):
+    "GPT-2 speaks the first rows of a training batch; the unordered words count in all of them, and at validation all rows speak."
+    model, texts = build(tokenizer, spoken_share=.5, word_weight=2.), ['a calm deep hum', 'quick clicks', 'soft noise', 'bright whistle and noise']
+    x, batch = pictures(4), tokenise(tokenizer, texts)
+    assert len(model(logmel=x, **batch).logits) == 4
+    model.train()
+    out, first = model(logmel=x, **batch), {k: v[:2] for k, v in batch.items()}
+    assert len(out.logits) == 2
+    audio = model.prefix(model.hear(x))
+    words = torch.nn.functional.binary_cross_entropy_with_logits
+    occurs = torch.zeros(4, model.config.decoder.vocab_size)
+    for row, ids in zip(occurs, tokenizer(texts).input_ids): row[[*ids, tokenizer.bos_token_id]] = 1.
+    unordered = words(model.named(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
+    spoken = model.eval()(logmel=x[:2], **first).loss
+    torch.testing.assert_close(out.loss, spoken + 2*unordered)
