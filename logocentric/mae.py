@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MASKING', 'PRESETS', 'patchify', 'unpatchify', 'sincos_positions', 'MAEConfig', 'attend', 'Attention', 'MLP', 'Block',
            'MAEPreTrainedModel', 'MAEEncoder', 'patch_mask', 'MAEEncoderOutput', 'embed_frames', 'embed',
-           'choose_patches', 'clip_noise', 'MAEModel', 'per_patch_normalise', 'masked_mse', 'MAEOutput',
+           'choose_patches', 'clip_noise', 'shape_noise', 'MAEModel', 'per_patch_normalise', 'masked_mse', 'MAEOutput',
            'interpolate_hidden', 'Reconstruction', 'show_reconstruction']
 
 # %% ../nbs/20_mae.ipynb #a17aeccd
-import hashlib
+import hashlib, math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 import numpy as np, torch, torch.nn.functional as F
@@ -48,10 +48,12 @@ def sincos_positions(rows: int, # patches along frequency
                      cols: int, # patches along time
                      dim: int,  # size of an embedding, a multiple of 4
                      device: torch.device | None = None,
+                     axes: str = '2d', # 2d | time | frequency: what a vector tells
                     ) -> torch.Tensor: # (rows*cols, dim) float32, frequency-major
-    "Fixed 2-D positions: the first half of a vector tells the row, the second the column."
+    "Fixed positions: half of a vector tells the row and half the column, or all of it one of them."
     r, c = np.divmod(np.arange(rows*cols), cols)
-    table = np.concatenate([_sincos(r, dim//2), _sincos(c, dim//2)], axis=1)
+    if axes == '2d': table = np.concatenate([_sincos(r, dim//2), _sincos(c, dim//2)], axis=1)
+    else: table = _sincos(c if axes == 'time' else r, dim)
     with torch.inference_mode(False): return torch.tensor(table, dtype=torch.float32, device=device)
 
 # %% ../nbs/20_mae.ipynb #5a551cc2
@@ -84,17 +86,33 @@ class MAEConfig(PretrainedConfig):
     loss_on: str = 'masked'              # masked | all
     target: str = 'plain'                # plain | per_patch
     pad_value: float = -2.               # normalised log-mel of silence, fills padding
+    positions: str = '2d'                # 2d | time | frequency: what the encoder is told of a patch's place
+    mask_shape: str = 'patches'          # patches | time | frequency | block: what is hidden together
+    cls_token: bool = False              # a learned token in front of the patches, as published encoders have it
+    position_grid: list | None = None    # [rows, columns] of a stored table of positions; sinusoids by default
 
 # %% ../nbs/20_mae.ipynb #0ddc34ff
+_CHOICES = dict(loss_on=('masked', 'all'), target=('plain', 'per_patch'), positions=('2d', 'time', 'frequency'),
+                mask_shape=('patches', 'time', 'frequency', 'block'))
+
 @patch
 def __post_init__(self: MAEConfig, **kwargs):
     "Refuse impossible configurations."
     PretrainedConfig.__post_init__(self, **kwargs)
     if self.n_mels % self.patch_mels: raise ValueError(f'n_mels={self.n_mels} is no multiple of patch_mels={self.patch_mels}')
     if self.hidden_size % 4 or self.decoder_hidden_size % 4: raise ValueError('2-D positions need sizes that are multiples of 4')
-    if self.loss_on not in ('masked', 'all'): raise ValueError(f"loss_on is 'masked' or 'all', not {self.loss_on!r}")
-    if self.target not in ('plain', 'per_patch'): raise ValueError(f"target is 'plain' or 'per_patch', not {self.target!r}")
+    for name, choices in _CHOICES.items():
+        if (found := getattr(self, name)) not in choices: raise ValueError(f'{name} is {" or ".join(map(repr, choices))}, not {found!r}')
     if not 0 <= self.mask_ratio < 1: raise ValueError(f'mask_ratio={self.mask_ratio} is not in [0, 1)')
+    if self.position_grid is not None: self._check_grid()
+
+# %% ../nbs/20_mae.ipynb #3771cc45
+@patch
+def _check_grid(self: MAEConfig):
+    grid = self.position_grid
+    if len(grid) != 2 or grid[0] != self.n_rows or grid[1] < 1:
+        raise ValueError(f'position_grid={grid} is not [{self.n_rows}, columns]')
+    if self.positions != '2d': raise ValueError("a position_grid holds its own positions: leave positions at '2d'")
 
 # %% ../nbs/20_mae.ipynb #4f202e99
 @patch(cls_method=True)
@@ -171,6 +189,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         "Linear layers as in MAE: Xavier-uniform weights, no bias."
         if isinstance(module, nn.Linear): init.xavier_uniform_(module.weight); init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm): init.ones_(module.weight); init.zeros_(module.bias)
+        elif isinstance(module, MAEEncoder): module._init_extras()
         elif isinstance(module, MAEModel): init.normal_(module.mask_token, std=.02)
 
 # %% ../nbs/20_mae.ipynb #831e9b11
@@ -186,7 +205,19 @@ class MAEEncoder(MAEPreTrainedModel):
         self.patch_embed = nn.Linear(config.patch_mels*config.patch_frames, config.hidden_size)
         self.blocks = _blocks(config)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.cls_token: self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        if config.position_grid:
+            self.register_buffer('position_table', torch.zeros(math.prod(config.position_grid) + config.cls_token, config.hidden_size))
         self.post_init()
+
+# %% ../nbs/20_mae.ipynb #0330e1a1
+@patch
+def _init_extras(self: MAEEncoder):
+    c = self.config
+    if c.cls_token: init.normal_(self.cls_token, std=.02)
+    if c.position_grid is None: return
+    table = sincos_positions(*c.position_grid, c.hidden_size, self.position_table.device)
+    init.copy_(self.position_table, F.pad(table, (0, 0, int(c.cls_token), 0)))
 
 # %% ../nbs/20_mae.ipynb #7f5d14c6
 @patch
@@ -218,13 +249,40 @@ class MAEEncoderOutput(ModelOutput):
     "What the encoder says of each patch."
     last_hidden_state: torch.Tensor | None = None # (b, patches, dim), frequency-major; zero at padding
     patch_mask: torch.Tensor | None = None        # (b, patches) bool, True where real; `None` if all are
+    hidden_states: tuple | None = None            # after each block, (b, patches, dim), zero at padding; `None` unless asked for
 
 # %% ../nbs/20_mae.ipynb #575abc60
 def _take(x, index): return x.gather(1, repeat(index.clamp(min=0), 'b k -> b k d', d=x.shape[-1]))
 
-def _positions(dim, patches, model):
+def _positions(dim, patches, model, axes='2d'):
     rows = model.config.n_rows
-    return sincos_positions(rows, patches.shape[1]//rows, dim, patches.device).to(model.dtype)
+    return sincos_positions(rows, patches.shape[1]//rows, dim, patches.device, axes).to(model.dtype)
+
+# %% ../nbs/20_mae.ipynb #161b77b6
+@patch
+def _places(self: MAEEncoder, patches): # (b, n, patch) -> (n, dim)
+    c = self.config
+    if c.position_grid is None: return _positions(c.hidden_size, patches, self, c.positions)
+    (rows, most), cols = c.position_grid, patches.shape[1]//c.n_rows
+    if cols > most:
+        raise ValueError(f'this encoder has positions for {most} columns of patches ({most*c.patch_frames} frames); '
+                         f'the picture has {cols}: cut it into windows')
+    table = rearrange(self.position_table[int(c.cls_token):], '(h w) d -> h w d', h=rows)
+    return rearrange(table[:, :cols], 'h w d -> (h w) d').to(self.dtype)
+
+# %% ../nbs/20_mae.ipynb #84ceccdf
+@patch
+def _with_cls(self: MAEEncoder, x, seen): # (b, k, dim), (b, k) bool or None
+    if not self.config.cls_token: return x, seen
+    token = self.cls_token if self.config.position_grid is None else self.cls_token + self.position_table[0]
+    x = torch.cat([token.to(x.dtype).expand(len(x), -1, -1), x], 1)                        # (b, 1 + k, dim)
+    return x, None if seen is None else F.pad(seen, (1, 0), value=True)
+
+# %% ../nbs/20_mae.ipynb #44eac6cd
+@patch
+def _patches_of(self: MAEEncoder, x, seen): # (b, [1 +] k, dim), (b, k) bool or None
+    if self.config.cls_token: x = x[:, 1:]
+    return x if seen is None else x*seen[..., None]
 
 # %% ../nbs/20_mae.ipynb #6d0551dc
 @patch
@@ -232,19 +290,21 @@ def forward(self: MAEEncoder,
             logmel: torch.Tensor,                   # (b, frames, mels), normalised
             frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
             keep: torch.Tensor | None = None,       # (b, k) numbers of the patches to see, −1 for none; all by default
+            output_hidden_states: bool = False,     # also tell what each block said?
            ) -> MAEEncoderOutput:
     "Encode pictures of any length."
     logmel, frame_mask = self.prepare(logmel, frame_mask)
     patches = patchify(logmel, self.config.patch_mels, self.config.patch_frames)           # (b, n, patch)
-    positions = _positions(self.config.hidden_size, patches, self)                         # (n, dim)
+    positions = self._places(patches)                                                      # (n, dim)
     seen = patch_mask(frame_mask, self.config)                                             # (b, n)
     if keep is not None:
         patches, positions = _take(patches, keep), positions[keep]                         # (b, k, ·)
         seen = None if seen is None else keep >= 0
-    x = self.patch_embed(patches) + positions                                              # (b, k, dim)
-    for block in self.blocks: x = block(x, seen)
-    x = self.norm(x)
-    return MAEEncoderOutput(x if seen is None else x*seen[..., None], seen)
+    states, (x, keys) = [], self._with_cls(self.patch_embed(patches) + positions, seen)    # (b, k, dim)
+    for block in self.blocks:
+        x = block(x, keys)
+        if output_hidden_states: states.append(self._patches_of(x, seen))
+    return MAEEncoderOutput(self._patches_of(self.norm(x), seen), seen, tuple(states) if output_hidden_states else None)
 
 # %% ../nbs/20_mae.ipynb #ece31e0f
 def embed_frames(encoder: MAEEncoder,
@@ -291,6 +351,33 @@ def clip_noise(ids: list[str],  # one name a clip
     digest = lambda name: int.from_bytes(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:8], 'little')
     noise = np.stack([np.random.default_rng(digest(i)).random((cols, rows), dtype=np.float32) for i in ids])
     return rearrange(torch.from_numpy(noise), 'b w h -> b (h w)')
+
+# %% ../nbs/20_mae.ipynb #a9cd9413
+def _rank(x): return x.argsort(dim=-1, stable=True).argsort(-1)
+
+def _line_noise(grid, axis): # (b, h, w); 1: a column shares, 2: a row shares
+    lines = _rank(grid.select(axis, 0)).unsqueeze(axis)                                      # (b, 1, w) or (b, h, 1)
+    own = _rank((256*grid).frac().flatten(1)).view(grid.shape)
+    return (lines*own[0].numel() + own).to(grid.dtype)
+
+# %% ../nbs/20_mae.ipynb #72daf4db
+def _blob_noise(grid, real): # (b, h, w), (b, h, w) bool
+    near = lambda z: 9*F.avg_pool2d(z[:, None], 3, stride=1, padding=1)[:, 0]                # sums over 3 x 3
+    weight = real.to(grid.dtype)
+    return near((grid - .5)*weight)/near(weight).clamp(min=1).sqrt()
+
+# %% ../nbs/20_mae.ipynb #2a1b2570
+def shape_noise(noise: torch.Tensor,              # (b, rows*cols) in [0, 1), frequency-major
+                rows: int,                        # patches along frequency
+                cols: int,                        # patches along time
+                shape: str = 'patches',           # patches | time | frequency | block: what hides together
+                real: torch.Tensor | None = None, # (b, rows*cols) bool, False at padding
+               ) -> torch.Tensor:                 # (b, rows*cols), for `choose_patches`
+    "Mask noise whose smallest values lie together: the same noise gives the same mask."
+    if shape == 'patches': return noise
+    grid = rearrange(noise, 'b (h w) -> b h w', h=rows, w=cols)
+    if shape == 'block': return _blob_noise(grid, torch.ones_like(grid) if real is None else real.view(grid.shape)).flatten(1)
+    return _line_noise(grid, 1 if shape == 'time' else 2).flatten(1)
 
 # %% ../nbs/20_mae.ipynb #c8d3a3d2
 class MAEModel(MAEPreTrainedModel):
@@ -373,11 +460,11 @@ class MAEOutput(ModelOutput):
 def mask(self: MAEModel, logmel, frame_mask=None, noise=None, generator=None):
     "Prepared picture, its frame mask, real patches, and what `choose_patches` says."
     logmel, frame_mask = self.encoder.prepare(logmel, frame_mask)
-    real = patch_mask(frame_mask, self.config)
+    real, rows, cols = patch_mask(frame_mask, self.config), self.config.n_rows, logmel.shape[1]//self.config.patch_frames
     if noise is None:
-        size = len(logmel), self.config.n_rows*logmel.shape[1]//self.config.patch_frames
-        noise = torch.rand(size, generator=generator, device=generator.device if generator else logmel.device)
-    return logmel, frame_mask, real, choose_patches(noise.to(logmel.device), self.config.mask_ratio, real)
+        noise = torch.rand((len(logmel), rows*cols), generator=generator, device=generator.device if generator else logmel.device)
+    noise = shape_noise(noise.to(logmel.device), rows, cols, self.config.mask_shape, real)
+    return logmel, frame_mask, real, choose_patches(noise, self.config.mask_ratio, real)
 
 # %% ../nbs/20_mae.ipynb #828cfb60
 @patch

@@ -1,10 +1,11 @@
 "The masked autoencoder, against implementations that are not ours."
+from itertools import product
 import numpy as np, pytest, torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 from logocentric.core import set_seed
 from logocentric.mae import (MASKING, MAEConfig, MAEEncoder, MAEModel, choose_patches, clip_noise, embed, embed_frames,
-                             interpolate_hidden, masked_mse, patchify, per_patch_normalise, sincos_positions, unpatchify)
+                             interpolate_hidden, masked_mse, patchify, per_patch_normalise, shape_noise, sincos_positions, unpatchify)
 
 @pytest.fixture(autouse=True)
 def seeded(): set_seed(0)
@@ -95,7 +96,9 @@ def test_mask_ratio_zero_with_loss_on_all_is_a_plain_autoencoder():
     out = tiny(mask_ratio=0., loss_on='all')(torch.randn(2, 64, 80))
     assert not out.hidden.any() and out.loss > 0
 
-@pytest.mark.parametrize('bad', [dict(loss_on='visible'), dict(target='pixels'), dict(mask_ratio=1.), dict(n_mels=81), dict(hidden_size=66)])
+@pytest.mark.parametrize('bad', [dict(loss_on='visible'), dict(target='pixels'), dict(mask_ratio=1.), dict(n_mels=81), dict(hidden_size=66),
+                                 dict(positions='1d'), dict(mask_shape='both'), dict(position_grid=[4, 13]), dict(position_grid=[5]),
+                                 dict(position_grid=[5, 13], positions='time')])
 def test_impossible_configurations_are_refused(bad):
     with pytest.raises(ValueError): MAEConfig.preset('tiny', **bad)
 
@@ -104,6 +107,148 @@ def test_base_is_vit_b():
     assert (model.config.hidden_size, len(model.encoder.blocks), model.config.num_attention_heads) == (768, 12, 12)
     assert (model.config.decoder_hidden_size, len(model.decoder_blocks), model.config.decoder_num_attention_heads) == (384, 4, 6)
     assert 85e6 < model.encoder.num_parameters() < 86e6
+
+def test_full_height_strips():
+    model, mask = tiny(patch_mels=80, patch_frames=4, mask_ratio=.75), frames_of(101, 40)
+    x = torch.randn(2, 101, 80)
+    out = model(x, mask)
+    assert out.prediction.shape == (2, 26, 320) and out.hidden.sum(1).tolist() == [20, 8] and out.loss.isfinite()
+    columns, real = embed_frames(model.encoder, x, mask)
+    assert columns.shape == (2, 26, 64) and real.sum(1).tolist() == [26, 10]
+    torch.testing.assert_close(embed(model.encoder, x, mask)[1:], embed(model.encoder, x[1:, :40]), atol=1e-5, rtol=0)
+    assert model.reconstruct(x, mask).reconstructed.shape == (2, 104, 80)
+    assert model.mean_loss(x, mask) > 0 and model.interpolation_loss(x, mask) > 0
+
+@pytest.mark.parametrize('changes', [{}, dict(cls_token=True, position_grid=[5, 20])])
+def test_hidden_states(changes):
+    encoder, x, mask = tiny(**changes).encoder, torch.randn(2, 96, 80), frames_of(96, 40)
+    seen = []
+    for block in encoder.blocks: block.register_forward_hook(lambda m, i, o: seen.append(o))
+    out = encoder(x, mask, output_hidden_states=True)
+    skip, real = len(changes) > 0, out.patch_mask[..., None]
+    assert len(out.hidden_states) == 2 and not out.hidden_states[0][~out.patch_mask].any()
+    for state, raw in zip(out.hidden_states, seen): assert torch.equal(state, raw[:, int(skip):]*real)
+    assert torch.equal(encoder.norm(out.hidden_states[-1])*real, out.last_hidden_state)
+    keep = torch.tensor([[3, 7, 9], [0, 1, -1]])
+    assert encoder(x, mask, keep, output_hidden_states=True).hidden_states[1].shape == (2, 3, 64)
+    assert encoder(x, mask).hidden_states is None
+
+# --- what the encoder knows of places
+
+def grid(encoder, x): return encoder(x).last_hidden_state.view(len(x), 5, -1, 64)   # (b, rows, columns, dim)
+
+@torch.no_grad()
+def test_without_time_a_shift_in_time_is_not_seen():
+    x, y = (lambda x: (x, x.roll(48, 1)))(torch.randn(2, 160, 80))
+    told, both = tiny(positions='frequency').encoder, tiny().encoder
+    torch.testing.assert_close(grid(told, y), grid(told, x).roll(3, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(embed(told, y), embed(told, x), atol=1e-4, rtol=0)
+    assert (embed(both, y) - embed(both, x)).abs().max() > .01
+    assert (grid(told, x.roll(16, 2)) - grid(told, x).roll(1, 1)).abs().max() > .1
+
+@torch.no_grad()
+def test_without_frequency_a_shift_in_frequency_moves_the_rows():
+    encoder, x = tiny(positions='time').encoder, torch.randn(2, 160, 80)
+    torch.testing.assert_close(grid(encoder, x.roll(32, 2)), grid(encoder, x).roll(2, 1), atol=1e-4, rtol=0)
+    assert (grid(encoder, x.roll(16, 1)) - grid(encoder, x).roll(1, 2)).abs().max() > .1
+
+@pytest.mark.parametrize('axes, place', [('time', lambda r, c: c), ('frequency', lambda r, c: r)])
+def test_positions_of_one_axis_by_hand(axes, place):
+    table, omega = sincos_positions(3, 4, 8, axes=axes).view(3, 4, 8), 10000.**(-np.arange(4)/4)
+    for r, c in np.ndindex(3, 4):
+        angle = place(r, c)*omega
+        np.testing.assert_allclose(table[r, c].numpy(), np.concatenate([np.sin(angle), np.cos(angle)]), atol=1e-6)
+
+@pytest.mark.parametrize('positions', ['time', 'frequency'])
+def test_the_decoder_always_knows_both(positions):
+    model, x = tiny(positions=positions, mask_ratio=.75), torch.ones(1, 160, 80)
+    out = model(x)
+    painted = out.prediction[0][out.hidden[0]]
+    assert torch.pdist(painted).min() > 1e-3                              # no two holes are painted alike
+    columns = torch.randn(2, 160, 80)
+    real = frames_of(160, 70)
+    alone = embed(model.encoder, columns[1:, :70])
+    torch.testing.assert_close(embed(model.encoder, columns, real)[1:], alone, atol=1e-5, rtol=0)
+
+# --- the extras of published encoders
+
+def test_extras_do_not_exist_by_default():
+    assert [n for n in tiny().encoder.state_dict() if '.' not in n] == []
+    assert {n.split('.')[0] for n in tiny().encoder.state_dict()} == {'patch_embed', 'blocks', 'norm'}
+
+def test_a_table_of_the_sinusoids_changes_nothing():
+    plain, x, mask = tiny().encoder, torch.randn(2, 160, 80), frames_of(160, 70)
+    tabled = MAEEncoder(MAEConfig.preset('tiny', position_grid=[5, 13])).eval()
+    assert tabled.load_state_dict(plain.state_dict(), strict=False).missing_keys == ['position_table']
+    assert torch.equal(tabled(x, mask).last_hidden_state, plain(x, mask).last_hidden_state)
+    keep = torch.tensor([[3, 7], [40, -1]])
+    assert torch.equal(tabled(x, mask, keep).last_hidden_state, plain(x, mask, keep).last_hidden_state)
+
+def test_a_table_is_read_row_by_row():
+    encoder = MAEEncoder(MAEConfig.preset('tiny', position_grid=[5, 13], cls_token=True)).eval()
+    encoder.position_table.copy_(torch.randn(66, 64))
+    places = encoder._places(torch.zeros(1, 5*4, 256))
+    assert torch.equal(places.view(5, 4, 64), encoder.position_table[1:].view(5, 13, 64)[:, :4])
+
+def test_a_picture_longer_than_the_table_is_refused():
+    encoder = tiny(position_grid=[5, 13]).encoder
+    assert encoder(torch.randn(1, 208, 80)).last_hidden_state.shape == (1, 65, 64)
+    with pytest.raises(ValueError, match=r'13 columns of patches \(208 frames\); the picture has 14'): encoder(torch.randn(1, 209, 80))
+
+def test_class_token_is_heard_but_not_shown():
+    model, x, mask = tiny(cls_token=True, mask_ratio=.75), torch.randn(2, 160, 80), frames_of(160, 70)
+    before = model.encoder(x, mask).last_hidden_state
+    assert before.shape == (2, 50, 64) and not before[1].view(5, 10, 64)[:, 5:].any()
+    model(x, mask).loss.backward()
+    assert model.encoder.cls_token.grad.abs().max() > 0
+    with torch.no_grad(): model.encoder.cls_token.normal_()
+    assert (model.encoder(x, mask).last_hidden_state - before).abs().max() > 1e-3
+    torch.testing.assert_close(embed(model.encoder, x, mask)[1:], embed(model.encoder, x[1:, :70]), atol=1e-5, rtol=0)
+
+def test_extras_are_saved_and_loaded(tmp_path):
+    model = tiny(cls_token=True, position_grid=[5, 13])
+    with torch.no_grad(): model.encoder.position_table.normal_(); model.encoder.cls_token.normal_()
+    model.save_pretrained(tmp_path)
+    for again in (MAEModel.from_pretrained(tmp_path).encoder, MAEEncoder.from_pretrained(tmp_path)):
+        assert torch.equal(again.position_table, model.encoder.position_table) and torch.equal(again.cls_token, model.encoder.cls_token)
+        assert again.config.position_grid == [5, 13]
+
+# --- the shape of a hole
+
+SHAPES = ['patches', 'time', 'frequency', 'block']
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_noise_decides_a_shaped_mask(shape):
+    model, x = tiny(mask_ratio=.75, mask_shape=shape), torch.randn(2, 320, 80)
+    noise = clip_noise(['a', 'b'], 5, 20)
+    out = model(x, noise=noise)
+    assert torch.equal(out.hidden, model(x, noise=noise).hidden) and out.hidden.sum(1).tolist() == [75, 75] and out.loss.isfinite()
+    assert torch.equal(out.hidden, choose_patches(shape_noise(noise, 5, 20, shape), .75)[1])
+    both, alone = model(x, frames_of(320, 90), noise), model(x[1:, :90], noise=clip_noise(['b'], 5, 6))
+    assert torch.equal(both.hidden[1].view(5, 20)[:, :6], alone.hidden[0].view(5, 6))
+
+def test_plain_masks_are_the_noise_itself():
+    noise = torch.rand(2, 40)
+    assert shape_noise(noise, 5, 8) is noise
+
+@pytest.mark.parametrize('shape, axis', [('time', 1), ('frequency', 2)])
+@pytest.mark.parametrize('ratio', [.15, .4, .75])
+def test_lines_fall_together(shape, axis, ratio):
+    hidden = choose_patches(shape_noise(torch.rand(16, 100), 5, 20, shape), ratio)[1].view(16, 5, 20)
+    share = hidden.float().mean(axis)
+    assert ((0 < share) & (share < 1)).sum(1).max() <= 1                  # at most one line is cut
+
+def test_which_lines_and_patches_hide_is_fair():
+    noise = torch.rand(4000, 100)
+    for shape, ratio in product(SHAPES, MASKING.values()):
+        often = choose_patches(shape_noise(noise, 5, 20, shape), ratio)[1].float().mean(0)
+        assert (often - ratio).abs().max() < .035, (shape, ratio)         # every place is hidden as often
+
+def test_blobs_hang_together():
+    def together(shape):
+        hidden = choose_patches(shape_noise(torch.rand(200, 200), 10, 20, shape), .5)[1].view(200, 10, 20)
+        return (hidden[..., 1:] == hidden[..., :-1]).float().mean()
+    assert together('patches') < .55 and together('block') > .65
 
 # --- the contract: a clip's embedding depends on the clip alone
 
