@@ -309,12 +309,13 @@ def _told(history):
     best = '' if history.best_loss is None else f', best validation {history.best_loss:.4f}'
     return f'loss {history.final_loss:.4f}{best}'
 
-def _loop(run, wrapped, optimizer, accelerator, batches, config, loss_fn, validate, bar):
+def _loop(run, wrapped, optimizer, accelerator, batches, config, loss_fn, validate, milestone, bar):
     "Steps until the run is finished."
     started = time.time() - run.history.seconds
     while not run.finished:
         run.pending.append(_optimizer_step(run, wrapped, optimizer, accelerator, batches, config, loss_fn))
         logged = _after_step(run, config, validate, started)
+        if milestone and logged and 'valid_loss' in run.history.rows[-1] and run.main: milestone(run.step)
         every = config.checkpoint_every or config.eval_every or max(1, config.steps//10)
         if run.finished or _due(run.step, every, config): run.save()
         if bar is None: continue
@@ -346,6 +347,7 @@ def train(model: torch.nn.Module,           # called as `model(**batch)`, return
           desc: str = 'training',           # the stage, for the bar
           collate: Callable | None = None,  # list of clips -> batch
           param_groups: Callable | list | None = None, # groups for AdamW, or model -> groups; `decay_groups` by default
+          milestone: Callable | None = None, # called with the step after each validation, to keep or measure what has been learned so far
          ) -> History:
     "Train a model, or continue; it ends on its device, in evaluation mode, with its best weights."
     folder, conditions, loss_fn = folder and Path(folder), _conditions(config, train_data), loss_fn or _plain_loss
@@ -361,7 +363,7 @@ def train(model: torch.nn.Module,           # called as `model(**batch)`, return
     try:
         with own_randomness():
             _loop(run, wrapped, optimizer, accelerator, _batches(train_data, config, run.step, accelerator, collate),
-                  config, loss_fn, validate, bar)
+                  config, loss_fn, validate, milestone, bar)
     finally: _release(accelerator, model, bar)
     accelerator.wait_for_everyone()
     if config.keep == 'best' and run.history.best_step: run.restore_best()
