@@ -4,26 +4,26 @@
 
 # %% auto #0
 __all__ = ['MUSIC', 'NOT_ASKED', 'Objective', 'attribute_numbers', 'crop_start', 'Listening', 'mix', 'transpose', 'colour',
-           'to_grid', 'pool_visible', 'columns_visible', 'phones_in_columns', 'LessonOutput', 'Pretrainer', 'pretrain']
+           'to_grid', 'pool_visible', 'columns_visible', 'phones_in_columns', 'LessonOutput', 'Pretrainer',
+           'made_up_words', 'pretrain']
 
-# %% ../nbs/23_pretrain.ipynb #7516402a
-import time
-from dataclasses import asdict, dataclass
+# %% ../nbs/23_pretrain.ipynb #7bbc5fac
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from einops import rearrange, reduce
 from fastcore.basics import patch
 from torch import nn
 from transformers.utils import ModelOutput
-from .core import LogocentricError, read_json, set_seed, write_json
-from .corpus import ATTRIBUTES, Corpus
-from .frontend import FrontendConfig, Settings
+from .core import LogocentricError, set_seed, write_json
+from .corpus import ATTRIBUTES, RATE, Corpus
+from .frontend import FrontendConfig, LogMel, Settings
 from .mae import MAEConfig, MAEModel, masked_mse
-from .probe import save_encoder
-from .sounds import KINDS, PHONES, SoundCorpus
+from .probe import ProbeTask, save_encoder
+from .sounds import KINDS, PHONES, SoundCorpus, random_speaker, random_word, speak
 from .training import History, TrainConfig, train
 
-# %% ../nbs/23_pretrain.ipynb #616b2012
+# %% ../nbs/23_pretrain.ipynb #9e52d2a9
 @dataclass(frozen=True)
 class Objective(Settings):
     "How much each lesson counts, and how much of a picture is hidden."
@@ -33,7 +33,7 @@ class Objective(Settings):
     phones: float = 1.      # the phones of a voice in each column of patches
     mask_ratios: tuple = (.8, .6) # one of them is drawn for each step
 
-# %% ../nbs/23_pretrain.ipynb #c73b654e
+# %% ../nbs/23_pretrain.ipynb #ea6b245a
 MUSIC = len(KINDS)   # the class after all kinds of `sounds`
 NOT_ASKED = -100
 
@@ -41,7 +41,7 @@ def attribute_numbers(corpus: Corpus) -> np.ndarray: # (clips, attributes) int64
     "The attributes of rendered music, each as the number of its value."
     return np.stack([[list(values).index(v) for v in corpus.table[name]] for name, values in ATTRIBUTES.items()], 1)
 
-# %% ../nbs/23_pretrain.ipynb #633e8c82
+# %% ../nbs/23_pretrain.ipynb #be5993e6
 def crop_start(active: np.ndarray,      # (frames,) bool, where something sounds
                frames: int,             # length of the crop
                rng: np.random.Generator
@@ -51,7 +51,7 @@ def crop_start(active: np.ndarray,      # (frames,) bool, where something sounds
     if not len(sounding): return int(rng.integers(room + 1))
     return int(np.clip(rng.choice(sounding) - rng.integers(frames), 0, room))
 
-# %% ../nbs/23_pretrain.ipynb #8294c3d1
+# %% ../nbs/23_pretrain.ipynb #0958aa95
 class Listening:
     "Crops of music and of other sounds with their causes, as batches for pre-training."
     def __init__(self,
@@ -59,14 +59,17 @@ class Listening:
                  sounds: SoundCorpus,
                  frontend: FrontendConfig,    # with the normalisation constants
                  frames: int = 256,           # length of a crop
-                 random: bool = True):        # random crops, mixtures and colours; fixed crops for validation
+                 random: bool = True,         # random crops, mixtures and colours; fixed crops for validation
+                 of: str = 'all'):            # all | music | sounds: what is listened to
+        if of not in ('all', 'music', 'sounds'): raise LogocentricError(f"listen to 'all', 'music' or 'sounds', not {of!r}")
         self.music, self.sounds, self.frontend, self.frames, self.random = music, sounds, frontend, frames, random
         self.attributes = attribute_numbers(music)
         self.kinds = np.array([list(KINDS).index(k) for k in sounds.table.kind])
+        self.first, self.last = len(music)*(of == 'sounds'), len(music) + len(sounds)*(of != 'music')
 
-    def __len__(self): return len(self.music) + len(self.sounds)
+    def __len__(self): return self.last - self.first
 
-# %% ../nbs/23_pretrain.ipynb #007e6d0f
+# %% ../nbs/23_pretrain.ipynb #7dfc97c5
 @patch
 def of_music(self: Listening, i: int, rng: np.random.Generator) -> dict:
     "A crop of a clip of music."
@@ -75,7 +78,7 @@ def of_music(self: Listening, i: int, rng: np.random.Generator) -> dict:
     return dict(logmel=self.music.features[i, start:start + self.frames].astype(np.float32), kind=MUSIC,
                 phones=np.full(self.frames, NOT_ASKED), attributes=self.attributes[i])
 
-# %% ../nbs/23_pretrain.ipynb #009adf48
+# %% ../nbs/23_pretrain.ipynb #c89a22f4
 @patch
 def of_sound(self: Listening, i: int, rng: np.random.Generator) -> dict:
     "A crop of a clip of something else, played up to a quarter faster or slower."
@@ -86,7 +89,7 @@ def of_sound(self: Listening, i: int, rng: np.random.Generator) -> dict:
     return dict(logmel=self.sounds.features[i, times].astype(np.float32), kind=self.kinds[i], phones=self.sounds.phones[i, times].astype(np.int64),
                 attributes=np.full(self.attributes.shape[1], NOT_ASKED))
 
-# %% ../nbs/23_pretrain.ipynb #bd5c4505
+# %% ../nbs/23_pretrain.ipynb #5d2180ee
 def mix(logmel: torch.Tensor,       # (b, frames, mels), natural log
         rng: np.random.Generator,
         share: float = .2,          # of the crops get another one behind them
@@ -97,7 +100,7 @@ def mix(logmel: torch.Tensor,       # (b, frames, mels), natural log
     chosen = torch.from_numpy(rng.random((b, 1, 1)) < share)
     return torch.where(chosen, torch.logaddexp(logmel, logmel.roll(1, 0) - lower), logmel)
 
-# %% ../nbs/23_pretrain.ipynb #b528fba4
+# %% ../nbs/23_pretrain.ipynb #9d3f7a0b
 def transpose(logmel: torch.Tensor,      # (b, frames, mels)
               bands: torch.Tensor        # (b,) int, steps upwards
              ) -> torch.Tensor:
@@ -106,7 +109,7 @@ def transpose(logmel: torch.Tensor,      # (b, frames, mels)
     index = (torch.arange(mels) - bands[:, None]).clamp(0, mels - 1)           # (b, mels)
     return logmel.gather(2, index[:, None].expand_as(logmel))
 
-# %% ../nbs/23_pretrain.ipynb #e652071a
+# %% ../nbs/23_pretrain.ipynb #8fa2e072
 def colour(logmel: torch.Tensor,     # (b, frames, mels), natural log
            rng: np.random.Generator,
            floor: float = -15.9      # the log-mel of silence
@@ -116,19 +119,19 @@ def colour(logmel: torch.Tensor,     # (b, frames, mels), natural log
     slope = rng.normal(0, 1.2, (b, 1, 1))*np.linspace(-1, 1, mels) + rng.normal(0, 1.5, (b, 1, 1))
     return torch.logaddexp(logmel + torch.from_numpy(slope.astype(np.float32)), torch.tensor(floor))
 
-# %% ../nbs/23_pretrain.ipynb #329faf08
+# %% ../nbs/23_pretrain.ipynb #36d7eaf9
 @patch
 def batch(self: Listening, indices: list[int], rng: np.random.Generator) -> dict:
     "A batch: normalised log-mels, and what is true of them."
-    n = len(self.music)
-    rows = [self.of_music(i, rng) if i < n else self.of_sound(i - n, rng) for i in indices]
+    n, numbers = len(self.music), [self.first + i for i in indices]
+    rows = [self.of_music(i, rng) if i < n else self.of_sound(i - n, rng) for i in numbers]
     batch = {k: torch.from_numpy(np.stack([np.asarray(r[k]) for r in rows])) for k in rows[0]}
     if self.random:
         steps = torch.from_numpy(rng.integers(-3, 4, len(rows)))
         batch['logmel'] = colour(mix(transpose(batch['logmel'], steps), rng), rng, self.frontend.silence)
     return dict(batch, logmel=(batch['logmel'] - self.frontend.mean)/self.frontend.std, id=list(indices))
 
-# %% ../nbs/23_pretrain.ipynb #2026c8eb
+# %% ../nbs/23_pretrain.ipynb #9728e94a
 def to_grid(visible: torch.Tensor, # (b, k, dim) encoder's view of what it saw
             hidden: torch.Tensor,  # (b, rows*cols) bool
             rank: torch.Tensor,    # (b, rows*cols) place of each patch among the visible
@@ -140,7 +143,7 @@ def to_grid(visible: torch.Tensor, # (b, k, dim) encoder's view of what it saw
     lay = lambda x: rearrange(x, 'b (h w) d -> b h w d', h=rows)
     return lay(grid), lay((~hidden)[..., None].float())
 
-# %% ../nbs/23_pretrain.ipynb #ec8e5602
+# %% ../nbs/23_pretrain.ipynb #3cfcf363
 def pool_visible(grid: torch.Tensor, # (b, rows, cols, dim), zero where hidden
                  seen: torch.Tensor  # (b, rows, cols, 1)
                 ) -> torch.Tensor:   # (b, 2*rows*dim)
@@ -150,7 +153,7 @@ def pool_visible(grid: torch.Tensor, # (b, rows, cols, dim), zero where hidden
     variance = ((grid - mean[:, :, None]).square()*seen).sum(2)/n
     return torch.cat([mean.flatten(1), (variance + 1e-4).sqrt().flatten(1)], 1)
 
-# %% ../nbs/23_pretrain.ipynb #03137853
+# %% ../nbs/23_pretrain.ipynb #8d502806
 def columns_visible(grid: torch.Tensor, # (b, rows, cols, dim)
                     seen: torch.Tensor  # (b, rows, cols, 1)
                    ) -> torch.Tensor:   # (b, cols, rows*dim)
@@ -165,14 +168,14 @@ def phones_in_columns(phones: torch.Tensor, # (b, frames) numbers of phones, or 
     found = F.one_hot(phones.clamp(min=0), len(PHONES))
     return (reduce(found, 'b (w p) n -> b w n', 'sum', p=patch_frames) >= max(1, patch_frames//6)).float()
 
-# %% ../nbs/23_pretrain.ipynb #4c7f06b7
+# %% ../nbs/23_pretrain.ipynb #49f7c9c8
 @dataclass
 class LessonOutput(ModelOutput):
     "What one step says."
     loss: torch.Tensor | None = None  # weighted sum of the lessons
     parts: dict | None = None         # loss of each lesson
 
-# %% ../nbs/23_pretrain.ipynb #c2c207f5
+# %% ../nbs/23_pretrain.ipynb #91ab6c5d
 class Pretrainer(nn.Module):
     "A masked autoencoder with linear heads for the causes of a sound."
     def __init__(self, config: MAEConfig, objective: Objective = Objective()):
@@ -183,7 +186,7 @@ class Pretrainer(nn.Module):
         self.heads.update(dict(kind=nn.Linear(2*dim, MUSIC + 1), phones=nn.Linear(dim, len(PHONES))))
         for head in self.heads.values(): nn.init.normal_(head.weight, std=.01); nn.init.zeros_(head.bias)
 
-# %% ../nbs/23_pretrain.ipynb #f68b303f
+# %% ../nbs/23_pretrain.ipynb #40f38064
 @patch
 def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[str, torch.Tensor]:
     "Loss of each lesson that is read from the visible patches."
@@ -195,7 +198,7 @@ def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[
     asked = seen.any(1)[..., 0] & (phones[:, :1] >= 0)
     return dict(kind=ask('kind', pooled, kind), attributes=sum(of_music)/len(of_music), phones=(wrong*asked).sum()/asked.sum().clamp(min=1)/4)
 
-# %% ../nbs/23_pretrain.ipynb #94257a8c
+# %% ../nbs/23_pretrain.ipynb #17d72e3d
 @patch
 def forward(self: Pretrainer,
             logmel: torch.Tensor,     # (b, frames, mels), normalised
@@ -212,7 +215,34 @@ def forward(self: Pretrainer,
     if o.paint: parts['paint'] = masked_mse(mae.decode(visible, hidden, rank), mae.target(logmel), mae.scored(hidden, None))
     return LessonOutput(sum(getattr(o, name)*loss for name, loss in parts.items()), parts)
 
-# %% ../nbs/23_pretrain.ipynb #78169b28
+# %% ../nbs/23_pretrain.ipynb #8983fd94
+def _narrow(wave, rng, slope): # a telephone's band, a slope in dB an octave, some noise
+    spectrum, f = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1/RATE)
+    spectrum *= (f < 3900)*10**(slope*np.log2(np.maximum(f, 60)/1000)/20)
+    wave = np.fft.irfft(spectrum, len(wave))
+    level = 10**(rng.uniform(-15, 0)/20)/np.abs(wave).max()
+    return (level*wave + 10**(rng.uniform(-60, -25)/20)*rng.standard_normal(len(wave))).astype(np.float32)
+
+# %% ../nbs/23_pretrain.ipynb #5ea55789
+def made_up_words(frontend: FrontendConfig,
+                  seed: int = 0,     # another seed, other words and speakers
+                  speakers: int = 5,
+                  takes: int = 10    # of each word by each speaker
+                 ) -> ProbeTask:
+    "Ten made-up words; each fold is a speaker. For development."
+    rng, mel = np.random.default_rng([seed, 777]), LogMel(frontend)
+    words, rows = [random_word(rng, 1) for _ in range(10)], []
+    for fold in range(speakers):
+        speaker, slope, accent = random_speaker(rng), rng.uniform(-6, 6), tuple(rng.normal(0, .15, 3))
+        for number in np.repeat(np.arange(10), takes):
+            s = replace(speaker, f0=speaker.f0*2**rng.normal(0, .12), tract=speaker.tract*2**rng.normal(0, .03), tilt=speaker.tilt + rng.normal(0, 2),
+                        rate=speaker.rate*2**rng.normal(0, .25), accent=accent)
+            wave = _narrow(speak([words[number]], s, rng, gap=.02).wave, rng, slope)
+            rows.append((mel(torch.from_numpy(wave)).half().numpy(), f'word {number}', fold))
+    clips, labels, folds = zip(*rows)
+    return ProbeTask('made-up words', list(clips), np.array(labels), np.array(folds), development=True)
+
+# %% ../nbs/23_pretrain.ipynb #ab32c902
 def pretrain(music: Corpus,
              sounds: SoundCorpus,
              frontend: FrontendConfig,            # with normalisation constants
@@ -222,6 +252,7 @@ def pretrain(music: Corpus,
              valid: Listening | None = None,      # fixed crops of other clips
              objective: Objective = Objective(),
              frames: int = 256,                   # length of a crop
+             of: str = 'all',                     # all | music | sounds: what is listened to
              **kwargs                             # of `train`
             ) -> tuple[Pretrainer, History]:
     "Pre-train an encoder on music and sounds, and save it; what it was at each validation lies in `milestones`, by clip passes."
@@ -229,7 +260,7 @@ def pretrain(music: Corpus,
     encoder.pad_value = (frontend.silence - frontend.mean)/frontend.std
     model, folder = Pretrainer(encoder, objective), Path(folder)
     keep = lambda step: save_encoder(model.mae.encoder, frontend, folder/'milestones'/f'{step*config.batch_size}')
-    history = train(model, Listening(music, sounds, frontend, frames), config, valid, folder=folder/'training', milestone=keep, **kwargs)
+    history = train(model, Listening(music, sounds, frontend, frames, of=of), config, valid, folder=folder/'training', milestone=keep, **kwargs)
     save_encoder(model.mae.encoder, frontend, folder)
     write_json(folder/'history.json', dict(asdict(history), passes=config.steps*config.batch_size, objective=objective.to_dict()))
     return model, history

@@ -1,5 +1,6 @@
 "Probes: features that do not depend on neighbours, settings that never see the test clips, and HEAR's contract."
-import json, math
+import copy, json, math
+from dataclasses import replace
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner import pool
 from logocentric.core import LogocentricError, shared_path, write_json
@@ -7,9 +8,12 @@ from logocentric.corpus import Corpus, logmel_statistics
 from logocentric.frontend import FrontendConfig, LogMel
 from logocentric.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames
 from logocentric.metrics import mcnemar
-from logocentric.probe import (LINES, PROBES, SONIC_PI, HearModel, ProbeTask, clip_features, columns_at_once, compare_lines, cuts, esc10,
-                               extract, get_scene_embeddings, get_timestamp_embeddings, inner_folds, layers, load_encoder, load_model, probe,
-                               random_like, rendered, save_encoder, show_probe, sonic_pi, sonic_pi_kind, spoken_digits, statistics)
+from logocentric.probe import (FINE_TUNING, LINES, PROBES, SONIC_PI, Augmentation, FineTuned, HearModel, LabelledClips, ProbeTask,
+                               clip_features, columns_at_once, compare_lines, cuts, drop_patches, esc10, extract, fine_tune,
+                               get_scene_embeddings, get_timestamp_embeddings, inner_folds, layer_groups, layers, load_encoder, load_model,
+                               probe, random_like, rendered, save_encoder, show_probe, sonic_pi, sonic_pi_kind, spoken_digits, statistics)
+from logocentric.training import TrainConfig, train
+from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()
 
@@ -284,6 +288,119 @@ def test_plot_shows_rows_and_chance():
     assert [label.get_text() for label in ax.get_yticklabels()] == ['a', 'b']
     assert any(set(line.get_xdata()) == {t.chance} for line in ax.lines)
     plt.close('all')
+
+# --- fine-tuning
+
+FEW = replace(FINE_TUNING, steps=3, batch_size=6, mixed_precision='no')
+PLAIN = Augmentation(shift=0, level=0, slope=0, mix=0, drop=0, smoothing=0)
+
+def sounds(n=18, labels='abc', seed=0):
+    "Clips of unequal lengths, one longer than the encoder hears at once."
+    lengths = np.random.default_rng(seed).integers(1, 90, n); lengths[n//2] = 1100
+    clips = [np.maximum(x - 2*(i % len(labels)), CONFIG.silence).astype(np.float32) for i, x in enumerate(logmels(*lengths, seed=seed))]
+    return ProbeTask('sounds', clips, [labels[i % len(labels)] for i in range(n)], np.arange(n)//len(labels) % 3)
+
+def few(e, t, **kwargs): return fine_tune(e, CONFIG, t, **dict(config=FEW, progress=False, keep_models=True) | kwargs)
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval().requires_grad_(False), tabled])
+def test_a_copy_is_trained_and_every_test_clip_answered(make):
+    e, t = make(), sounds()
+    before, global_state = copy.deepcopy(e.state_dict()), torch.get_rng_state()
+    r = few(e, t)
+    assert same(e.state_dict(), before) and not any(p.requires_grad for p in e.parameters()) and torch.equal(torch.get_rng_state(), global_state)
+    assert r.kind == 'fine-tuned' and r.rows.tolist() == [*range(18)] and set(r.predictions) <= set('abc') and r.score.n == 18
+    assert set(r.fold_accuracy) == set(r.models) == set(r.chosen) == {0, 1, 2}
+    for model in r.models.values():
+        changed = {n for n, p in model.encoder.named_parameters() if not torch.equal(p.cpu(), before[n])}
+        assert {'patch_embed.weight', 'blocks.0.mlp.fc1.weight', 'blocks.1.attn.qkv.weight', 'norm.weight'} <= changed
+    assert not fine_tune(e, CONFIG, t, FEW, progress=False).models
+
+def test_fine_tuning_is_deterministic(encoder):
+    t = sounds()
+    a, b, c = few(encoder, t, seed=1), few(encoder, t, seed=1), few(encoder, t, seed=2)
+    assert all(same(a.models[k].state_dict(), b.models[k].state_dict()) for k in a.models) and (a.predictions == b.predictions).all()
+    assert not same(a.models[0].state_dict(), c.models[0].state_dict())
+
+def test_nothing_of_the_test_fold_is_learned(encoder):
+    t = sounds()
+    fold = t.folds == 0
+    labels = np.where(fold, np.roll(t.labels, 1), t.labels); labels[np.flatnonzero(fold)[0]] = 'never heard of'
+    a, b = few(encoder, t), few(encoder, relabelled(t, labels))
+    assert same(a.models[0].state_dict(), b.models[0].state_dict()) and (a.predictions[fold] == b.predictions[fold]).all()
+    assert a.models[0].names.tolist() == list('abc') and not same(a.models[1].state_dict(), b.models[1].state_dict())
+    other = ProbeTask('other', [x*0 if f else x for x, f in zip(t.clips, fold)], t.labels, t.folds)
+    assert same(a.models[0].state_dict(), few(encoder, other).models[0].state_dict())
+
+def test_two_labels_and_no_step_worth_the_name(encoder):
+    t = sounds(labels='ab')
+    frozen = probe(extract(encoder, CONFIG, t.clips), t)
+    still = few(encoder, t, config=replace(FEW, lr=1e-12))
+    assert (still.predictions == frozen.predictions).all() and still.chosen == frozen.chosen
+
+def test_a_head_without_a_start_learns(encoder):
+    t = sounds()
+    start = clone(PROBES['logistic'][0]).fit(extract(encoder, CONFIG, t.clips), t.labels)
+    model, config = FineTuned(encoder, CONFIG, start), replace(FEW, steps=30, lr=1e-3)
+    for p in model.head.parameters(): torch.nn.init.zeros_(p)
+    history = train(model, LabelledClips(t.clips, t.labels, encoder, CONFIG), config, param_groups=lambda m: layer_groups(m, config), progress=False)
+    assert history.rows[0]['loss'] == pytest.approx(math.log(3), abs=1e-3) and history.rows[-1]['loss'] < .9
+    assert (model.predict(t.clips) == t.labels).mean() > .8
+
+def test_half_precision_and_checkpoints(encoder, tmp_path):
+    t, half = sounds(), replace(FEW, mixed_precision='bf16')
+    a = few(encoder, t, config=half, folder=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {'fold0', 'fold1', 'fold2'}
+    b = few(encoder, t, config=half, folder=tmp_path)                    # what is finished is not trained again
+    assert same(a.models[2].state_dict(), b.models[2].state_dict()) and a.models[0].head.weight.dtype == torch.float32
+
+@pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval(), tabled])
+def test_a_batch_of_unequal_lengths_is_answered_like_whole_clips(make):
+    e, t = make(), sounds()
+    clips, labels = t.clips[:8], t.labels[:8]
+    start = clone(PROBES['logistic'][0]).fit(extract(e, CONFIG, clips), labels)
+    model, data = FineTuned(e, CONFIG, start).eval(), LabelledClips(clips, labels, e, CONFIG, PLAIN)
+    batch = data.batch([*range(8)], np.random.default_rng(0))
+    assert batch.pop('id') == [*'01234567'] and batch['frame_mask'].sum(1).tolist() == [len(x) for x in clips]
+    np.testing.assert_allclose(model(**batch).logits.detach().softmax(-1), start.predict_proba(extract(e, CONFIG, clips)), atol=1e-4)
+    alone = [model(**{k: v for k, v in data.batch([i], np.random.default_rng(i)).items() if k != 'id'}).logits for i in range(8)]
+    torch.testing.assert_close(torch.cat(alone), model(**batch).logits, atol=1e-3, rtol=1e-3)
+
+def test_batches_are_augmented_within_bounds(encoder):
+    t = sounds()
+    data = LabelledClips(t.clips, t.labels, encoder, CONFIG, Augmentation(seconds=.5, mix=1.))
+    a, b = (data.batch([*range(18)], np.random.default_rng(s)) for s in (0, 1))
+    assert a['logmel'].shape[1] <= math.ceil((50 + 16)/16)*16 and a['logmel'].isfinite().all() and not torch.equal(a['target'], b['target'])
+    torch.testing.assert_close(a['target'].sum(1), torch.ones(18))
+    assert (a['target'].argmax(1).numpy() == data.numbers).all() and a['target'].min() >= .1/3 - 1e-6   # the first has the larger share
+    assert a['logmel'].min() >= (CONFIG.silence - CONFIG.mean)/CONFIG.std - 1e-4
+    short = tabled(2)                                                    # hears 32 frames at once
+    heard = LabelledClips(t.clips, t.labels, short, CONFIG).batch([*range(18)], np.random.default_rng(0))
+    assert heard['logmel'].shape[1] <= 32
+
+@pytest.mark.parametrize('drop', [0, .3, .9])
+def test_every_row_keeps_equally_many_real_patches(drop):
+    widths = np.array([1, 4, 7])
+    mask = torch.arange(7*16) < torch.tensor(widths*16 - 5)[:, None]
+    keep = drop_patches(mask, 16, 5, drop, np.random.default_rng(0)).view(3, 5, -1).numpy()
+    left = np.maximum(1, np.round((1 - drop)*widths))
+    assert keep.shape[2] == left.max()
+    for rows, width, n in zip(keep, widths, left):
+        for h, row in enumerate(rows):
+            chosen = row[row >= 0]
+            assert len(set(chosen)) == len(chosen) == n and (chosen//7 == h).all() and (chosen % 7 < width).all()
+
+def test_lower_layers_learn_slower():
+    e = tabled()
+    start = clone(PROBES['logistic'][0]).fit(np.random.default_rng(0).standard_normal((6, 640)), list('ababab'))
+    model, config = FineTuned(e, CONFIG, start), TrainConfig(steps=1, lr=1., weight_decay=.1)
+    found = {id(p): g for g in layer_groups(model, config, .5) for p in g['params']}
+    rate = {n: found[id(p)]['lr'] for n, p in model.named_parameters()}
+    assert len(found) == len(rate) and rate['head.weight'] == 1 and rate['encoder.norm.bias'] == .5
+    assert rate['encoder.blocks.1.mlp.fc1.weight'] == .25 and rate['encoder.blocks.0.mlp.fc1.weight'] == .125
+    assert rate['encoder.patch_embed.weight'] == rate['encoder.cls_token'] == 1/16
+    assert {found[id(p)]['weight_decay'] for p in model.parameters() if p.ndim == 1} == {0}
 
 # --- HEAR
 
