@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'SOUND', 'Files', 'Model', 'Json', 'Beams', 'Labels', 'Prompt', 'Rule', 'sound_files', 'novelty_words',
-           'describe', 'classify', 'reproduce', 'main']
+           'describe', 'classify', 'reproduce', 'pretrain', 'main']
 
 # %% ../nbs/51_cli.ipynb #b53b6646
 import json, sys
@@ -131,6 +131,20 @@ def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (mi
     from logocentric.experiments import reproduce as run
     _silence()
     typer.echo(run(scale=scale, seed=seed))
+
+# %% ../nbs/51_cli.ipynb #ae83bfee
+@app.command()
+def pretrain(folder: Annotated[Path, typer.Argument(help='Where the ear goes; an unfinished one there is continued.', show_default=False)],
+             steps: Annotated[int, typer.Option(help='Optimizer steps of 64 crops.', min=1)] = 10_000,
+             music: Annotated[int, typer.Option(help='Clips of rendered music.', min=1)] = 10_000,
+             sounds: Annotated[int, typer.Option(help='Clips of procedural sound.', min=1)] = 16_000,
+             held_out: Annotated[int, typer.Option(help='Clips of each for validation.', min=1)] = 500,
+             seed: Annotated[int, typer.Option(help='Seed of weights, crops and masks.')] = 0):
+    "Make an ear from nothing: render, pre-train, save. Kill it when you like; the same command goes on."
+    from logocentric.ear import Recipe, learn
+    _silence()
+    history = learn(folder, Recipe(steps=steps, music=music, sounds=sounds, held_out=held_out, seed=seed))
+    typer.echo(f'{folder}: {history}, {history.seconds/3600:.2f} h')
 
 # %% ../nbs/51_cli.ipynb #524e6415
 def main():

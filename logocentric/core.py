@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
            'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'quiet', 'progress', 'atomic_write', 'write_json',
-           'read_json', 'config_hash', 'code_hash', 'stage', 'model_path', 'versions', 'Record', 'save_record',
-           'load_records', 'plot_style']
+           'read_json', 'config_hash', 'code_hash', 'stage', 'shipped_path', 'model_path', 'versions', 'Record',
+           'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
@@ -173,14 +173,20 @@ def stage(name: str,                             # folder under `data/cache/`
     return folder
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
-def model_path(kind: str,                   # `captioner` or `reasoner`
-               folder: str | Path | None = None # a folder of models; by default the one that `logocentric reproduce` made
+def shipped_path(kind: str # `ear`
+                ) -> Path:
+    "The folder of a model that came with the package."
+    return Path(find_spec('logocentric').origin).parent/'assets'/kind
+
+def model_path(kind: str,                   # `captioner`, `reasoner` or `ear`
+               folder: str | Path | None = None # a folder of models; by default what `logocentric reproduce` made, or what came with the package
               ) -> Path:
     "The folder of a trained model."
-    found = Path(folder or run_path('models', 'mini'))/kind
-    if (found/'config.json').is_file(): return found
+    places = [Path(folder)/kind] if folder else [run_path('models', 'mini')/kind, shipped_path(kind)]
+    for place in places:
+        if (place/'config.json').is_file(): return place
     hint = 'give a folder that holds it' if folder else 'run `logocentric reproduce` (or `make reproduce`) once to train one'
-    raise LogocentricError(f'no trained {kind} in {found}: {hint}')
+    raise LogocentricError(f'no trained {kind} in {places[0]}: {hint}')
 
 # %% ../nbs/00_core.ipynb #595bc553
 PACKAGES = 'logocentric torch transformers accelerate librosa scikit-learn symusic numpy'.split()

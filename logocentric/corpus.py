@@ -12,8 +12,8 @@ __all__ = ['DRUMS', 'BASS', 'LEADS', 'ACCOMPANIMENTS', 'HARMONIES', 'TEMPI', 'FE
            'pick_program', 'make_band', 'play_drums', 'play_timpani', 'play_bass', 'play_lead', 'glides', 'swing_time',
            'compose', 'pad_samples', 'soundfont_path', 'synthesizer', 'play_track', 'loudness', 'play', 'room_response',
            'equaliser', 'compress', 'saturate', 'mu_law', 'crackle', 'draw_production', 'produce', 'render',
-           'corpus_clip', 'clip_row', 'build_corpus', 'Corpus', 'log_likelihood', 'bayes_posterior', 'bayes_ceiling',
-           'value_table', 'single_cues', 'logmel_statistics', 'difficulty']
+           'corpus_clip', 'clip_row', 'build_shards', 'build_corpus', 'Corpus', 'log_likelihood', 'bayes_posterior',
+           'bayes_ceiling', 'value_table', 'single_cues', 'logmel_statistics', 'difficulty']
 
 # %% ../nbs/11_corpus.ipynb #6209a105
 import importlib.util, json, multiprocessing, os, re, threading
@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Callable
 import numpy as np, pandas as pd, torch
 from scipy.fft import irfft, rfft
 from symusic import Synthesizer
@@ -921,12 +922,33 @@ def _start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 # %% ../nbs/11_corpus.ipynb #6166476f
-def _run_shards(folder: Path, numbers: list[int], job: dict, processes: int, bar) -> None:
+def _run_shards(make_shard, folder: Path, numbers: list[int], job: dict, processes: int, bar) -> None:
     if processes == 1:
-        for i in numbers: bar.update(_make_shard(str(folder), i, job))
+        for i in numbers: bar.update(make_shard(str(folder), i, job))
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
-        for done in as_completed([pool.submit(_make_shard, str(folder), i, job) for i in numbers]): bar.update(done.result())
+        for done in as_completed([pool.submit(make_shard, str(folder), i, job) for i in numbers]): bar.update(done.result())
+
+# %% ../nbs/11_corpus.ipynb #4d768c6a
+def build_shards(folder: Path,             # an unfinished corpus there is continued
+                 job: dict,                # `n`, and all that the clips depend on
+                 arrays: dict,             # name of an array → (dtype, *shape of one clip)
+                 make_shard: Callable,     # (folder, number, job) → clips made; a function of a module
+                 processes: int | None,    # one a core by default
+                 desc: str) -> None:
+    "Fill the arrays of a corpus shard by shard, and write its table last."
+    if (folder/'corpus.json').exists() and read_json(folder/'corpus.json') != job:
+        raise LogocentricError(f'{folder} holds a corpus of other settings: choose another folder or delete it')
+    if (folder/'clips.jsonl').exists(): return
+    (folder/'shards').mkdir(parents=True, exist_ok=True)
+    if not (folder/'corpus.json').exists():
+        for name, (kind, *shape) in arrays.items(): np.lib.format.open_memmap(folder/f'{name}.npy', 'w+', kind, (job['n'], *shape)).flush()
+        write_json(folder/'corpus.json', job)
+    shards = [folder/'shards'/f'{i:05d}.json' for i in range(-(-job['n']//SHARD))]
+    missing = [i for i, p in enumerate(shards) if not p.exists()]
+    with progress(total=job['n'], initial=min(job['n'], SHARD*(len(shards) - len(missing))), desc=desc, unit='clip') as bar:
+        _run_shards(make_shard, folder, missing, job, min(processes or os.cpu_count(), max(len(missing), 1)), bar)
+    with atomic_write(folder/'clips.jsonl') as p: p.write_text(''.join(json.dumps(r) + '\n' for s in shards for r in read_json(s)))
 
 # %% ../nbs/11_corpus.ipynb #9248ace8
 def build_corpus(folder: str | Path,            # where the corpus goes; an unfinished one there is continued
@@ -939,20 +961,9 @@ def build_corpus(folder: str | Path,            # where the corpus goes; an unfi
                  desc: str = 'render'           # name beside the progress bar
                 ) -> 'Corpus':
     "Render, describe and store a corpus; finished shards are never made again."
-    folder, job = Path(folder), dict(n=n, seed=seed, shift=shift, labels=labels, frontend=config.to_dict())
-    if (folder/'corpus.json').exists() and read_json(folder/'corpus.json') != job:
-        raise LogocentricError(f'{folder} holds a corpus of other settings: choose another folder or delete it')
-    if (folder/'clips.jsonl').exists(): return Corpus(folder)
-    (folder/'shards').mkdir(parents=True, exist_ok=True)
-    if not (folder/'corpus.json').exists():
-        frames = 1 + int(SECONDS*RATE)//config.hop_length
-        np.lib.format.open_memmap(folder/'features.npy', 'w+', np.float16, (n, frames, config.n_mels)).flush()
-        write_json(folder/'corpus.json', job)
-    shards = [folder/'shards'/f'{i:05d}.json' for i in range(-(-n//SHARD))]
-    missing = [i for i, p in enumerate(shards) if not p.exists()]
-    with progress(total=n, initial=min(n, SHARD*(len(shards) - len(missing))), desc=desc, unit='clip') as bar:
-        _run_shards(folder, missing, job, min(processes or os.cpu_count(), max(len(missing), 1)), bar)
-    with atomic_write(folder/'clips.jsonl') as p: p.write_text(''.join(json.dumps(r) + '\n' for s in shards for r in read_json(s)))
+    job = dict(n=n, seed=seed, shift=shift, labels=labels, frontend=config.to_dict())
+    features = (np.float16, 1 + int(SECONDS*RATE)//config.hop_length, config.n_mels)
+    build_shards(Path(folder), job, dict(features=features), _make_shard, processes, desc)
     return Corpus(folder)
 
 # %% ../nbs/11_corpus.ipynb #c2e2eba7

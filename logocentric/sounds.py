@@ -11,16 +11,14 @@ __all__ = ['HOP', 'WIN', 'N', 'TICKS', 'FREQUENCIES', 'KINDS', 'VOWELS', 'SUSTAI
            'draw_sound', 'Rendered', 'render_sound', 'describe_sound', 'sound_row', 'build_sounds', 'SoundCorpus']
 
 # %% ../nbs/13_sounds.ipynb #08996f55
-import json, multiprocessing, os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np, torch
 from scipy.fft import irfft, rfft
-from .core import LogocentricError, atomic_write, progress, read_json, write_json
-from .corpus import RATE, SECONDS, SHARD, Corpus, _start_worker, equaliser, mu_law, room_response
+from .core import write_json
+from .corpus import RATE, SECONDS, SHARD, Corpus, build_shards, equaliser, mu_law, room_response
 from .frontend import FrontendConfig, LogMel
 
 # %% ../nbs/13_sounds.ipynb #880b5a71
@@ -932,21 +930,6 @@ def _make_shard(folder: str, number: int, job: dict) -> int:
     write_json(Path(folder)/'shards'/f'{number:05d}.json', rows)
     return len(rows)
 
-# %% ../nbs/13_sounds.ipynb #72d7d0ae
-def _run_shards(folder: Path, numbers: list[int], job: dict, processes: int, bar) -> None:
-    if processes == 1:
-        for i in numbers: bar.update(_make_shard(str(folder), i, job))
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
-        for done in as_completed([pool.submit(_make_shard, str(folder), i, job) for i in numbers]): bar.update(done.result())
-
-def _start(folder: Path, job: dict, config: FrontendConfig) -> None:
-    (folder/'shards').mkdir(parents=True, exist_ok=True)
-    if (folder/'corpus.json').exists(): return
-    arrays = dict(features=(np.float16, 1 + N//config.hop_length, config.n_mels), phones=(np.int8, TICKS), active=(bool, TICKS))
-    for name, (kind, *shape) in arrays.items(): np.lib.format.open_memmap(folder/f'{name}.npy', 'w+', kind, (job['n'], *shape)).flush()
-    write_json(folder/'corpus.json', job)
-
 # %% ../nbs/13_sounds.ipynb #ee2cb13e
 def build_sounds(folder: str | Path,            # where the corpus goes; an unfinished one there is continued
                  n: int,                        # number of clips
@@ -956,16 +939,9 @@ def build_sounds(folder: str | Path,            # where the corpus goes; an unfi
                  desc: str = 'sounds'           # name beside the progress bar
                 ) -> 'SoundCorpus':
     "Render, describe and store a corpus of sounds; finished shards are never made again."
-    folder, job = Path(folder), dict(kind='sounds', n=n, seed=seed, frontend=config.to_dict())
-    if (folder/'corpus.json').exists() and read_json(folder/'corpus.json') != job:
-        raise LogocentricError(f'{folder} holds a corpus of other settings: choose another folder or delete it')
-    if (folder/'clips.jsonl').exists(): return SoundCorpus(folder)
-    _start(folder, job, config)
-    shards = [folder/'shards'/f'{i:05d}.json' for i in range(-(-n//SHARD))]
-    missing = [i for i, p in enumerate(shards) if not p.exists()]
-    with progress(total=n, initial=min(n, SHARD*(len(shards) - len(missing))), desc=desc, unit='clip') as bar:
-        _run_shards(folder, missing, job, min(processes or os.cpu_count(), max(len(missing), 1)), bar)
-    with atomic_write(folder/'clips.jsonl') as p: p.write_text(''.join(json.dumps(r) + '\n' for s in shards for r in read_json(s)))
+    job = dict(kind='sounds', n=n, seed=seed, frontend=config.to_dict())
+    arrays = dict(features=(np.float16, 1 + N//config.hop_length, config.n_mels), phones=(np.int8, TICKS), active=(bool, TICKS))
+    build_shards(Path(folder), job, arrays, _make_shard, processes, desc)
     return SoundCorpus(folder)
 
 # %% ../nbs/13_sounds.ipynb #7a6c82f5

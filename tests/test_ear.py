@@ -1,0 +1,91 @@
+"""The shipped ear: loads in one line, hears any sound the same alone and in company, and can be made again."""
+import numpy as np, pytest, torch
+from logocentric.core import LogocentricError, model_path, read_json, shipped_path
+from logocentric.ear import Recipe, learn, load_ear
+from logocentric.frontend import FrontendConfig
+from logocentric.sounds import draw_sound, render_sound
+
+TINY = Recipe(music=4, sounds=6, held_out=3, steps=4, batch_size=3, encoder=dict(
+    hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_frames=16, target='per_patch', decoder_hidden_size=32,
+    decoder_num_hidden_layers=1, decoder_num_attention_heads=2))
+
+
+@pytest.fixture(scope='module')
+def ear(): return load_ear()
+
+
+@pytest.fixture(scope='module')
+def waves(): return [render_sound(draw_sound(4, i)).wave[:n] for i, n in enumerate((160_000, 50_000, 8_000, 700))]
+
+
+def test_the_package_brings_an_ear():
+    assert model_path('ear', None).name == 'ear' and shipped_path('ear').is_dir()
+    size = sum(p.stat().st_size for p in shipped_path('ear').iterdir())
+    assert size < 15e6
+    assert not list(shipped_path('ear').glob('*.bin')) and not list(shipped_path('ear').glob('*.pt'))
+
+
+def test_its_folder_says_how_it_was_made():
+    recipe, history = Recipe.from_dict(read_json(shipped_path('ear')/'recipe.json')), read_json(shipped_path('ear')/'history.json')
+    assert history['passes'] == recipe.steps*recipe.batch_size
+    assert history['rows'][-1]['step'] == recipe.steps
+    card = (shipped_path('ear')/'README.md').read_text(encoding='utf-8')
+    assert 'license: apache-2.0' in card and f"{history['passes']:,}" in card
+
+
+def test_any_length_and_any_company(ear, waves):
+    together, alone = ear.embed(waves), np.stack([ear.embed(w) for w in waves])
+    assert together.shape == (4, ear.size) and np.isfinite(together).all()
+    assert np.abs(together - alone).max() < 1e-3
+
+
+def test_a_file_and_its_samples_sound_the_same(ear, waves, tmp_path):
+    import soundfile as sf
+    sf.write(tmp_path/'sound.wav', waves[1], 16_000, subtype='FLOAT')
+    assert np.allclose(ear.embed(tmp_path/'sound.wav'), ear.embed(waves[1]), atol=1e-4)
+    stereo = np.stack([waves[1], waves[1]], 1)
+    assert np.allclose(ear.embed(stereo), ear.embed(waves[1]), atol=1e-4)
+
+
+def test_silence_is_finite(ear): assert np.isfinite(ear.embed(np.zeros(16_000, np.float32))).all()
+
+
+def test_following_agrees_with_embedding(ear, waves):
+    vectors, seconds = ear.follow(waves[0])
+    assert len(vectors) == len(seconds) and (np.diff(seconds) > 0).all() and seconds[-1] < 10.1
+    assert np.abs(vectors.mean(0) - ear.embed(waves[0])[:ear.size//2]).max() < 2e-2
+
+
+def test_a_sound_that_cannot_be_read_says_why(ear, tmp_path):
+    with pytest.raises(LogocentricError, match='no such file'): ear.embed(tmp_path/'nothing.wav')
+
+
+def test_a_folder_without_an_ear_says_so(tmp_path):
+    with pytest.raises(LogocentricError, match='no encoder'): load_ear(tmp_path)
+
+
+def test_a_recipe_is_strict():
+    assert Recipe.from_dict(TINY.to_dict()) == TINY
+    with pytest.raises(LogocentricError, match='birds'): Recipe.from_dict(dict(birds=3))
+
+
+def test_an_ear_can_be_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path))
+    first = learn(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False)
+    again = learn(tmp_path/'b', TINY, processes=1, mixed_precision='no', progress=False)
+    assert first.rows[-1]['loss'] == again.rows[-1]['loss']
+    a, b = load_ear(tmp_path/'a'), load_ear(tmp_path/'b')
+    assert a.frontend == b.frontend != FrontendConfig()
+    for x, y in zip(a.encoder.parameters(), b.encoder.parameters()): assert torch.equal(x, y)
+    assert learn(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False).rows == first.rows
+
+
+def test_the_shipped_ear_tells_kinds_apart_better_than_chance(ear):
+    "Made for this test: eight kinds, six of each to learn from, four to be asked."
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.preprocessing import StandardScaler
+    kinds = ['talk', 'rain', 'bell', 'engine', 'bird', 'knock', 'siren', 'wind']
+    waves = [render_sound(draw_sound(1234, 10*k + i, kind)).wave[:48_000] for k, kind in enumerate(kinds) for i in range(10)]
+    x, y = StandardScaler().fit_transform(ear.embed(waves)), np.repeat(np.arange(8), 10)
+    known = np.tile(np.arange(10) < 6, 8)
+    assert RidgeClassifier(100.).fit(x[known], y[known]).score(x[~known], y[~known]) > .5
