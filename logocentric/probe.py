@@ -607,7 +607,7 @@ def load_encoder(folder: str | Path # made by `save_encoder`, or an autoencoder'
     if not (folder/'frontend.json').is_file():
         raise LogocentricError(f'{folder} has no frontend.json: write the log-mel settings it was trained with, '
                                f'write_json(folder/"frontend.json", config.to_dict()), or save it anew with save_encoder')
-    encoder, config = MAEEncoder.from_pretrained(folder).eval(), FrontendConfig.from_dict(read_json(folder/'frontend.json'))
+    encoder, config = MAEEncoder.from_pretrained(folder, dtype=torch.float32).eval(), FrontendConfig.from_dict(read_json(folder/'frontend.json'))
     _agree(encoder, config)
     return encoder, config
 
