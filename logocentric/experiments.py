@@ -297,8 +297,8 @@ STARTS = dict(paper='painting at 15 %, music only', random='random weights', pai
 # %% ../nbs/50_experiments.ipynb #a59a6c98
 @patch
 def origin(self: Lab) -> str:
-    "The name of the stage that the captioner's encoder comes from."
-    if self.start == 'random': return 'random'
+    "What the captioner's encoder comes from: the name of a stage, or a hash of what random weights depend on."
+    if self.start == 'random': return config_hash(dict(random=self.scale.encoder, silence=self.silence()))
     return (self.mae(RATIOS['text']) if self.start == 'paper' else self.ear(STARTS[self.start])).name
 
 @patch
@@ -477,7 +477,7 @@ def table(rows: list[dict],  # from `Lab.row`
 @patch(as_prop=True)
 def folder(self: Lab) -> Path:
     "Where executed notebooks, records, figures and the report of this laboratory lie."
-    return run_path(f'{self.scale.name}-{self.seed}')
+    return run_path(f'{self.scale.name}-{self.seed}' + (f'-{self.start}' if self.start != 'paper' else ''))
 
 # %% ../nbs/50_experiments.ipynb #6a0e2bf3
 @patch

@@ -64,6 +64,8 @@ PRESETS = dict(
               decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=4),
     mini=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_frames=32,
               decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3),
+    small=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=3, patch_frames=8,
+               decoder_hidden_size=96, decoder_num_hidden_layers=1, decoder_num_attention_heads=3),
     base=dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
               decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_num_attention_heads=6))
 
@@ -117,7 +119,7 @@ def _check_grid(self: MAEConfig):
 # %% ../nbs/20_mae.ipynb #4f202e99
 @patch(cls_method=True)
 def preset(cls: MAEConfig,
-           name: str, # tiny | mini | base
+           name: str, # tiny | mini | small | base
            **changes  # fields that differ from the preset
           ) -> MAEConfig:
     "A named size, with changes."
@@ -457,14 +459,14 @@ class MAEOutput(ModelOutput):
 
 # %% ../nbs/20_mae.ipynb #e7bb7230
 @patch
-def mask(self: MAEModel, logmel, frame_mask=None, noise=None, generator=None):
+def mask(self: MAEModel, logmel, frame_mask=None, noise=None, generator=None, mask_ratio=None):
     "Prepared picture, its frame mask, real patches, and what `choose_patches` says."
     logmel, frame_mask = self.encoder.prepare(logmel, frame_mask)
     real, rows, cols = patch_mask(frame_mask, self.config), self.config.n_rows, logmel.shape[1]//self.config.patch_frames
     if noise is None:
         noise = torch.rand((len(logmel), rows*cols), generator=generator, device=generator.device if generator else logmel.device)
     noise = shape_noise(noise.to(logmel.device), rows, cols, self.config.mask_shape, real)
-    return logmel, frame_mask, real, choose_patches(noise, self.config.mask_ratio, real)
+    return logmel, frame_mask, real, choose_patches(noise, self.config.mask_ratio if mask_ratio is None else mask_ratio, real)
 
 # %% ../nbs/20_mae.ipynb #828cfb60
 @patch

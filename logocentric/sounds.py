@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np, torch
 from scipy.fft import irfft, rfft
-from .core import write_json
+from .core import LogocentricError, write_json
 from .corpus import RATE, SECONDS, SHARD, Corpus, build_shards, equaliser, mu_law, room_response
 from .frontend import FrontendConfig, LogMel
 
@@ -385,7 +385,7 @@ def _cough(rng):
     return np.concatenate([breath, unit(noise)*rng.uniform(.4, 1) + unit(voice)*rng.uniform(.1, .9)])
 
 # %% ../nbs/13_sounds.ipynb #8416445f
-@_kind('a bark-like call | a dog-like barking call | a rough, dog-like call',
+@_kind('a spell of barking | some dog-like barking | a bark-like call or two',
        'bark-like calls | dog-like barking calls | rough, dog-like calls', 'dog-like barking')
 def _bark(rng):
     f0, size, parts = log_uniform(rng, 180, 700), rng.uniform(.7, 1.5), []
@@ -939,6 +939,8 @@ def build_sounds(folder: str | Path,            # where the corpus goes; an unfi
                  desc: str = 'sounds'           # name beside the progress bar
                 ) -> 'SoundCorpus':
     "Render, describe and store a corpus of sounds; finished shards are never made again."
+    if (config.sample_rate, config.hop_length) != (RATE, N//(TICKS - 1)):
+        raise LogocentricError('phones and activity are marked every 10 ms of 16 kHz: the frontend needs sample_rate=16000 and hop_length=160')
     job = dict(kind='sounds', n=n, seed=seed, frontend=config.to_dict())
     arrays = dict(features=(np.float16, 1 + N//config.hop_length, config.n_mels), phones=(np.int8, TICKS), active=(bool, TICKS))
     build_shards(Path(folder), job, arrays, _make_shard, processes, desc)

@@ -5,9 +5,7 @@ from logocentric.ear import Recipe, learn, load_ear
 from logocentric.frontend import FrontendConfig
 from logocentric.sounds import draw_sound, render_sound
 
-TINY = Recipe(music=4, sounds=6, held_out=3, steps=4, batch_size=3, encoder=dict(
-    hidden_size=32, num_hidden_layers=1, num_attention_heads=2, patch_frames=16, target='per_patch', decoder_hidden_size=32,
-    decoder_num_hidden_layers=1, decoder_num_attention_heads=2))
+TINY = Recipe(music=4, sounds=6, held_out=3, steps=4, batch_size=3, encoder=dict(name='tiny', target='per_patch'))
 
 
 @pytest.fixture(scope='module')
@@ -67,6 +65,18 @@ def test_a_folder_without_an_ear_says_so(tmp_path):
 def test_a_recipe_is_strict():
     assert Recipe.from_dict(TINY.to_dict()) == TINY
     with pytest.raises(LogocentricError, match='birds'): Recipe.from_dict(dict(birds=3))
+
+
+def test_a_card_is_of_its_own_ear(ear, tmp_path):
+    from logocentric.core import load_records, results_path
+    from logocentric.ear import write_card
+    record = load_records(results_path(), name='probe_ear')[0]
+    assert record.metrics['ear'] == ear.fingerprint
+    import shutil
+    shutil.copytree(shipped_path('ear'), tmp_path/'ear')
+    assert write_card(record, tmp_path/'ear').read_text() == (shipped_path('ear')/'README.md').read_text()
+    record.metrics['ear'] = 'another'
+    with pytest.raises(LogocentricError, match='another ear'): write_card(record, tmp_path/'ear')
 
 
 def test_an_ear_can_be_made_again(tmp_path, monkeypatch):
