@@ -7,7 +7,7 @@ __all__ = ['MUSIC', 'NOT_ASKED', 'SLOWEST', 'FASTEST', 'Objective', 'attribute_n
            'transpose', 'colour', 'to_grid', 'pool_visible', 'columns_visible', 'phones_in_columns', 'LessonOutput',
            'Pretrainer', 'made_up_words', 'pretrain']
 
-# %% ../nbs/23_pretrain.ipynb #3966fe90
+# %% ../nbs/23_pretrain.ipynb #1a82d8e7
 import json
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +25,7 @@ from .probe import ProbeTask, save_encoder
 from .sounds import KINDS, PHONES, SoundCorpus, random_speaker, random_word, speak
 from .training import History, TrainConfig, train
 
-# %% ../nbs/23_pretrain.ipynb #d8a3686e
+# %% ../nbs/23_pretrain.ipynb #8d7c3b72
 @dataclass(frozen=True)
 class Objective(Settings):
     "How much each lesson counts, and how much of a picture is hidden."
@@ -39,7 +39,7 @@ class Objective(Settings):
         if not self.mask_ratios or not all(0 <= r < 1 for r in self.mask_ratios):
             raise LogocentricError(f'mask_ratios are shares in [0, 1), at least one: not {self.mask_ratios}')
 
-# %% ../nbs/23_pretrain.ipynb #462b202a
+# %% ../nbs/23_pretrain.ipynb #12d135bc
 MUSIC = len(KINDS)   # the class after all kinds of `sounds`
 NOT_ASKED = -100
 
@@ -47,7 +47,7 @@ def attribute_numbers(corpus: Corpus) -> np.ndarray: # (clips, attributes) int64
     "The attributes of rendered music, each as the number of its value."
     return np.stack([[list(values).index(v) for v in corpus.table[name]] for name, values in ATTRIBUTES.items()], 1)
 
-# %% ../nbs/23_pretrain.ipynb #44b86336
+# %% ../nbs/23_pretrain.ipynb #56a6b743
 def crop_start(active: np.ndarray,      # (frames,) bool, where something sounds
                frames: int,             # length of the crop
                rng: np.random.Generator
@@ -57,7 +57,7 @@ def crop_start(active: np.ndarray,      # (frames,) bool, where something sounds
     if not len(sounding): return int(rng.integers(room + 1))
     return int(np.clip(rng.choice(sounding) - rng.integers(frames), 0, room))
 
-# %% ../nbs/23_pretrain.ipynb #84ab2431
+# %% ../nbs/23_pretrain.ipynb #5fcc62f1
 SLOWEST, FASTEST = .8, 1.25   # how a sound may be played
 
 class Listening:
@@ -79,7 +79,7 @@ class Listening:
 
     def __len__(self): return self.last - self.first
 
-# %% ../nbs/23_pretrain.ipynb #e158c9bb
+# %% ../nbs/23_pretrain.ipynb #2d3d6b71
 @patch
 def of_music(self: Listening, i: int, rng: np.random.Generator) -> dict:
     "A crop of a clip of music."
@@ -88,7 +88,7 @@ def of_music(self: Listening, i: int, rng: np.random.Generator) -> dict:
     return dict(logmel=self.music.features[i, start:start + self.frames].astype(np.float32), kind=MUSIC,
                 phones=np.full(self.frames, NOT_ASKED), attributes=self.attributes[i])
 
-# %% ../nbs/23_pretrain.ipynb #22d6a5c9
+# %% ../nbs/23_pretrain.ipynb #dbd7eb88
 @patch
 def of_sound(self: Listening, i: int, rng: np.random.Generator) -> dict:
     "A crop of a clip of something else, played up to a quarter faster or slower."
@@ -99,7 +99,7 @@ def of_sound(self: Listening, i: int, rng: np.random.Generator) -> dict:
     return dict(logmel=self.sounds.features[i, times].astype(np.float32), kind=self.kinds[i], phones=self.sounds.phones[i, times].astype(np.int64),
                 attributes=np.full(self.attributes.shape[1], NOT_ASKED))
 
-# %% ../nbs/23_pretrain.ipynb #9c98ea34
+# %% ../nbs/23_pretrain.ipynb #a0f3594f
 def mix(logmel: torch.Tensor,       # (b, frames, mels), natural log
         rng: np.random.Generator,
         share: float = .2,          # of the crops get another one behind them
@@ -110,7 +110,7 @@ def mix(logmel: torch.Tensor,       # (b, frames, mels), natural log
     chosen = torch.from_numpy(rng.random((b, 1, 1)) < share)
     return torch.where(chosen, torch.logaddexp(logmel, logmel.roll(1, 0) - lower), logmel)
 
-# %% ../nbs/23_pretrain.ipynb #fd03ef96
+# %% ../nbs/23_pretrain.ipynb #6152d346
 def transpose(logmel: torch.Tensor,      # (b, frames, mels)
               bands: torch.Tensor        # (b,) int, steps upwards
              ) -> torch.Tensor:
@@ -119,7 +119,7 @@ def transpose(logmel: torch.Tensor,      # (b, frames, mels)
     index = (torch.arange(mels) - bands[:, None]).clamp(0, mels - 1)           # (b, mels)
     return logmel.gather(2, index[:, None].expand_as(logmel))
 
-# %% ../nbs/23_pretrain.ipynb #f16aea4d
+# %% ../nbs/23_pretrain.ipynb #5f65d645
 def colour(logmel: torch.Tensor,     # (b, frames, mels), natural log
            rng: np.random.Generator,
            floor: float = -15.9      # the log-mel of silence
@@ -129,7 +129,7 @@ def colour(logmel: torch.Tensor,     # (b, frames, mels), natural log
     slope = rng.normal(0, 1.2, (b, 1, 1))*np.linspace(-1, 1, mels) + rng.normal(0, 1.5, (b, 1, 1))
     return torch.logaddexp(logmel + torch.from_numpy(slope.astype(np.float32)), torch.tensor(floor))
 
-# %% ../nbs/23_pretrain.ipynb #90a8c5a1
+# %% ../nbs/23_pretrain.ipynb #a35d3e29
 @patch
 def batch(self: Listening, indices: list[int], rng: np.random.Generator) -> dict:
     "A batch: normalised log-mels, and what is true of them."
@@ -141,7 +141,7 @@ def batch(self: Listening, indices: list[int], rng: np.random.Generator) -> dict
         batch['logmel'] = colour(mix(transpose(batch['logmel'], steps), rng), rng, self.frontend.silence)
     return dict(batch, logmel=(batch['logmel'] - self.frontend.mean)/self.frontend.std, id=list(indices))
 
-# %% ../nbs/23_pretrain.ipynb #bb7da6e8
+# %% ../nbs/23_pretrain.ipynb #76a45642
 def to_grid(visible: torch.Tensor, # (b, k, dim) encoder's view of what it saw
             hidden: torch.Tensor,  # (b, rows*cols) bool
             rank: torch.Tensor,    # (b, rows*cols) place of each patch among the visible
@@ -153,7 +153,7 @@ def to_grid(visible: torch.Tensor, # (b, k, dim) encoder's view of what it saw
     lay = lambda x: rearrange(x, 'b (h w) d -> b h w d', h=rows)
     return lay(grid), lay((~hidden)[..., None].float())
 
-# %% ../nbs/23_pretrain.ipynb #21c754a7
+# %% ../nbs/23_pretrain.ipynb #2b8f46fd
 def pool_visible(grid: torch.Tensor, # (b, rows, cols, dim), zero where hidden
                  seen: torch.Tensor  # (b, rows, cols, 1)
                 ) -> torch.Tensor:   # (b, 2*rows*dim)
@@ -163,7 +163,7 @@ def pool_visible(grid: torch.Tensor, # (b, rows, cols, dim), zero where hidden
     variance = ((grid - mean[:, :, None]).square()*seen).sum(2)/n
     return torch.cat([mean.flatten(1), (variance + 1e-4).sqrt().flatten(1)], 1)
 
-# %% ../nbs/23_pretrain.ipynb #6f1dd2be
+# %% ../nbs/23_pretrain.ipynb #302ca28b
 def columns_visible(grid: torch.Tensor, # (b, rows, cols, dim)
                     seen: torch.Tensor  # (b, rows, cols, 1)
                    ) -> torch.Tensor:   # (b, cols, rows*dim)
@@ -178,14 +178,14 @@ def phones_in_columns(phones: torch.Tensor, # (b, frames) numbers of phones, or 
     found = F.one_hot(phones.clamp(min=0), len(PHONES))
     return (reduce(found, 'b (w p) n -> b w n', 'sum', p=patch_frames) >= max(1, patch_frames//6)).float()
 
-# %% ../nbs/23_pretrain.ipynb #8e183174
+# %% ../nbs/23_pretrain.ipynb #56b36ef7
 @dataclass
 class LessonOutput(ModelOutput):
     "What one step says."
     loss: torch.Tensor | None = None  # weighted sum of the lessons
     parts: dict | None = None         # loss of each lesson
 
-# %% ../nbs/23_pretrain.ipynb #fbe09b4b
+# %% ../nbs/23_pretrain.ipynb #5bd3ba93
 class Pretrainer(nn.Module):
     "A masked autoencoder with linear heads for the causes of a sound."
     def __init__(self, config: MAEConfig, objective: Objective = Objective()):
@@ -196,7 +196,7 @@ class Pretrainer(nn.Module):
         self.heads.update(dict(kind=nn.Linear(2*dim, MUSIC + 1), phones=nn.Linear(dim, len(PHONES))))
         for head in self.heads.values(): nn.init.normal_(head.weight, std=.01); nn.init.zeros_(head.bias)
 
-# %% ../nbs/23_pretrain.ipynb #78349ee6
+# %% ../nbs/23_pretrain.ipynb #6c94b362
 @patch
 def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[str, torch.Tensor]:
     "Loss of each lesson that is read from the visible patches."
@@ -208,7 +208,7 @@ def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[
     asked = seen.any(1)[..., 0] & (phones[:, :1] >= 0)
     return dict(kind=ask('kind', pooled, kind), attributes=sum(of_music)/len(of_music), phones=(wrong*asked).sum()/asked.sum().clamp(min=1)/4)
 
-# %% ../nbs/23_pretrain.ipynb #2650b91a
+# %% ../nbs/23_pretrain.ipynb #cb7c357e
 @patch
 def forward(self: Pretrainer,
             logmel: torch.Tensor,     # (b, frames, mels), normalised
@@ -225,7 +225,7 @@ def forward(self: Pretrainer,
     if o.paint: parts['paint'] = masked_mse(mae.decode(visible, hidden, rank), mae.target(logmel), mae.scored(hidden, None))
     return LessonOutput(sum(getattr(o, name)*loss for name, loss in parts.items()), parts)
 
-# %% ../nbs/23_pretrain.ipynb #fd5c779d
+# %% ../nbs/23_pretrain.ipynb #6816aca3
 def _narrow(wave, rng, slope): # a telephone's band, a slope in dB an octave, some noise
     spectrum, f = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1/RATE)
     spectrum *= (f < 3900)*10**(slope*np.log2(np.maximum(f, 60)/1000)/20)
@@ -233,7 +233,7 @@ def _narrow(wave, rng, slope): # a telephone's band, a slope in dB an octave, so
     level = 10**(rng.uniform(-15, 0)/20)/np.abs(wave).max()
     return (level*wave + 10**(rng.uniform(-60, -25)/20)*rng.standard_normal(len(wave))).astype(np.float32)
 
-# %% ../nbs/23_pretrain.ipynb #9cd2c5ce
+# %% ../nbs/23_pretrain.ipynb #addca161
 def made_up_words(frontend: FrontendConfig,
                   seed: int = 0,     # another seed, other words and speakers
                   speakers: int = 5,
@@ -252,7 +252,7 @@ def made_up_words(frontend: FrontendConfig,
     clips, labels, folds = zip(*rows)
     return ProbeTask('made-up words', list(clips), np.array(labels), np.array(folds), development=True)
 
-# %% ../nbs/23_pretrain.ipynb #33480d7a
+# %% ../nbs/23_pretrain.ipynb #e1ef76c8
 def _same_job(folder, job):
     "Write down what a folder is for, or refuse another job in it."
     job, path = json.loads(json.dumps(job)), folder/'job.json'
@@ -261,7 +261,7 @@ def _same_job(folder, job):
         raise LogocentricError(f'{folder} holds an ear that learned otherwise ({other}): choose another folder or delete it')
     write_json(path, job)
 
-# %% ../nbs/23_pretrain.ipynb #2c843a87
+# %% ../nbs/23_pretrain.ipynb #e977f8d4
 def pretrain(music: Corpus,
              sounds: SoundCorpus,
              frontend: FrontendConfig,            # with normalisation constants
@@ -287,5 +287,5 @@ def pretrain(music: Corpus,
     save_encoder(model.mae.encoder, frontend, folder)
     about = Record('pretrain', {}, {})
     write_json(folder/'history.json', dict(asdict(history), passes=config.steps*config.batch_size*config.accumulation, objective=objective.to_dict(),
-                                           machine=about.machine, versions=about.versions, mixed_precision=config.mixed_precision))
+                                           machine=f'{about.machine}, {torch.get_num_threads()} thread(s)', versions=about.versions, mixed_precision=config.mixed_precision))
     return model, history
