@@ -224,7 +224,9 @@ def test_legal_files():
 
 def test_soundfonts_and_sound_are_not_committed():
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    assert not [f for f in tracked if f.endswith(('.sf2', '.wav', '.mp3', '.flac', '.ogg', '.npy', '.safetensors', '.bin'))]
+    assert not [f for f in tracked if f.endswith(('.sf2', '.wav', '.mp3', '.flac', '.ogg', '.npy', '.bin', '.pt', '.pth'))]
+    weights = [f for f in tracked if f.endswith('.safetensors')]
+    assert all(f.startswith('logocentric/assets/') for f in weights) and sum((ROOT/f).stat().st_size for f in weights) < 30e6
 
 
 PUBLISHED = {'table', 'system', 'data', 'metric', 'value', 'pairs'}
