@@ -6,6 +6,7 @@
 __all__ = ['CARD', 'Ear', 'load_ear', 'Recipe', 'recipe_corpora', 'learn', 'ship', 'results_of', 'write_card']
 
 # %% ../nbs/24_ear.ipynb #df1097fc
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,18 +39,23 @@ def load_ear(folder: str | Path | None = None # made by `learn` or `probe.save_e
     "A trained ear, ready to listen."
     return Ear(*load_encoder(folder or shipped_path('ear')))
 
-# %% ../nbs/24_ear.ipynb #e2fe19a0
+# %% ../nbs/24_ear.ipynb #0b5f1582
+def _floating(wave): # integers as files hold them → within ±1
+    return (wave/-float(np.iinfo(wave.dtype).min)).astype(np.float32) if wave.dtype.kind == 'i' else wave
+
+# %% ../nbs/24_ear.ipynb #d26c36b3
 @patch
 def logmel(self: Ear,
-           sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1
+           sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1, or of integers
            sample_rate: int | None = None  # Hz of a waveform; by default the ear's
           ) -> torch.Tensor:               # (frames, mels), natural log
     "The picture of a sound."
     rate = self.frontend.sample_rate
-    wave = load_audio(sound, sample_rate=rate) if isinstance(sound, (str, Path)) else as_audio(sound, sample_rate or rate, rate)
+    if isinstance(sound, (str, Path)): wave = load_audio(sound, sample_rate=rate)
+    else: wave = as_audio(_floating(np.asarray(sound)), sample_rate or rate, rate)
     return LogMel(self.frontend)(torch.from_numpy(wave))
 
-# %% ../nbs/24_ear.ipynb #05483176
+# %% ../nbs/24_ear.ipynb #e367ff8e
 @patch
 def embed(self: Ear,
           sounds: str | Path | np.ndarray | Iterable, # one sound, or a list of them
@@ -57,7 +63,10 @@ def embed(self: Ear,
           layer: int = -1                             # as in `probe.layers`
          ) -> np.ndarray:                             # (size,), or (sounds, size) for a list
     "One vector for a sound of any length; the same alone and in any company."
-    if isinstance(sounds, (str, Path, np.ndarray)): return self.embed([sounds], sample_rate, layer)[0]
+    if isinstance(sounds, (str, Path, np.ndarray, torch.Tensor)): return self.embed([sounds], sample_rate, layer)[0]
+    depth = len(self.encoder.blocks)
+    if not -depth <= layer + 1 <= depth + 1: raise LogocentricError(f'layer {layer}: this ear has {depth} blocks and, as the last, the norm')
+    if not (sounds := list(sounds)): raise LogocentricError('no sounds to embed')
     return extract(self.encoder, self.frontend, [self.logmel(s, sample_rate) for s in sounds], layer)
 
 # %% ../nbs/24_ear.ipynb #53a5e1c5
@@ -124,10 +133,11 @@ def learn(folder: str | Path,           # where the ear goes; an unfinished one 
 # %% ../nbs/24_ear.ipynb #72e793eb
 @patch(as_prop=True)
 def fingerprint(self: Ear) -> str:
-    "A short hash of weights, architecture and frontend."
-    sums = {name: [float(x.sum()), float(x.square().sum())] for name, p in self.encoder.named_parameters() for x in [p.detach().double()]}
+    "A short hash of weights, bit for bit, architecture and frontend."
+    weights = hashlib.sha256()
+    for name, p in sorted(self.encoder.named_parameters()): weights.update(name.encode() + p.detach().float().cpu().numpy().tobytes())
     shape = {k: v for k, v in self.encoder.config.to_diff_dict().items() if k not in ('dtype', 'transformers_version')}
-    return config_hash(dict(weights=sums, shape=shape, frontend=self.frontend.to_dict()))
+    return config_hash(dict(weights=weights.hexdigest(), shape=shape, frontend=self.frontend.to_dict()))
 
 # %% ../nbs/24_ear.ipynb #d235ead8
 def ship(folder: str | Path,                # an ear made by `learn`

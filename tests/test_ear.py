@@ -58,6 +58,19 @@ def test_a_sound_that_cannot_be_read_says_why(ear, tmp_path):
     with pytest.raises(LogocentricError, match='no such file'): ear.embed(tmp_path/'nothing.wav')
 
 
+def test_integers_and_tensors_are_waveforms_too(ear, waves):
+    short = (waves[2]*32768).astype(np.int16)
+    assert np.allclose(ear.embed(short), ear.embed(short/32768), atol=1e-5)
+    assert np.allclose(ear.embed(torch.from_numpy(waves[2])), ear.embed(waves[2]), atol=1e-5)
+
+
+def test_what_cannot_be_embedded_says_why(ear, waves):
+    with pytest.raises(LogocentricError, match='no sounds'): ear.embed([])
+    for layer in (7, -8):
+        with pytest.raises(LogocentricError, match='6 blocks'): ear.embed(waves[2], layer=layer)
+    assert np.array_equal(ear.embed(waves[2], layer=6), ear.embed(waves[2], layer=-1))
+
+
 def test_a_folder_without_an_ear_says_so(tmp_path):
     with pytest.raises(LogocentricError, match='no encoder'): load_ear(tmp_path)
 
