@@ -17,7 +17,7 @@ from .corpus import Corpus, build_corpus
 from .frontend import FrontendConfig, LogMel, Settings, as_audio, calibrate, load_audio
 from .mae import MAEConfig, MAEEncoder
 from .pretrain import Listening, Objective, pretrain
-from .probe import columns_at_once, cuts, extract, layers, load_encoder, save_encoder
+from .probe import HearModel, extract, get_timestamp_embeddings, load_encoder, save_encoder
 from .sounds import SoundCorpus, build_sounds
 from .training import History, TrainConfig
 
@@ -39,21 +39,22 @@ def load_ear(folder: str | Path | None = None # made by `learn` or `probe.save_e
     "A trained ear, ready to listen."
     return Ear(*load_encoder(folder or shipped_path('ear')))
 
-# %% ../nbs/24_ear.ipynb #0b5f1582
-def _floating(wave): # integers as files hold them → within ±1
-    return (wave/-float(np.iinfo(wave.dtype).min)).astype(np.float32) if wave.dtype.kind == 'i' else wave
-
 # %% ../nbs/24_ear.ipynb #d26c36b3
 @patch
-def logmel(self: Ear,
-           sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1, or of integers
-           sample_rate: int | None = None  # Hz of a waveform; by default the ear's
-          ) -> torch.Tensor:               # (frames, mels), natural log
-    "The picture of a sound."
+def wave(self: Ear,
+         sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1, or of integers
+         sample_rate: int | None = None  # Hz of a waveform; by default the ear's
+        ) -> torch.Tensor:               # (samples,) at the ear's rate
+    "The samples of a sound."
     rate = self.frontend.sample_rate
-    if isinstance(sound, (str, Path)): wave = load_audio(sound, sample_rate=rate)
-    else: wave = as_audio(_floating(np.asarray(sound)), sample_rate or rate, rate)
-    return LogMel(self.frontend)(torch.from_numpy(wave))
+    if isinstance(sound, (str, Path)): return torch.from_numpy(load_audio(sound, sample_rate=rate))
+    return torch.from_numpy(as_audio(sound, sample_rate or rate, rate))
+
+@patch
+def check_layer(self: Ear, layer: int) -> None:
+    "Refuse a layer that is not there."
+    depth = len(self.encoder.blocks)
+    if not -depth <= layer + 1 <= depth + 1: raise LogocentricError(f'layer {layer}: this ear has {depth} blocks and, as the last, the norm')
 
 # %% ../nbs/24_ear.ipynb #e367ff8e
 @patch
@@ -64,26 +65,22 @@ def embed(self: Ear,
          ) -> np.ndarray:                             # (size,), or (sounds, size) for a list
     "One vector for a sound of any length; the same alone and in any company."
     if isinstance(sounds, (str, Path, np.ndarray, torch.Tensor)): return self.embed([sounds], sample_rate, layer)[0]
-    depth = len(self.encoder.blocks)
-    if not -depth <= layer + 1 <= depth + 1: raise LogocentricError(f'layer {layer}: this ear has {depth} blocks and, as the last, the norm')
+    self.check_layer(layer)
     if not (sounds := list(sounds)): raise LogocentricError('no sounds to embed')
-    return extract(self.encoder, self.frontend, [self.logmel(s, sample_rate) for s in sounds], layer)
+    return extract(self.encoder, self.frontend, [LogMel(self.frontend)(self.wave(s, sample_rate)) for s in sounds], layer)
 
 # %% ../nbs/24_ear.ipynb #53a5e1c5
 @patch
-@torch.inference_mode()
 def follow(self: Ear,
            sound: str | Path | np.ndarray,  # a file or a waveform
            sample_rate: int | None = None,  # Hz of a waveform
            layer: int = -1                  # as in `probe.layers`
           ) -> tuple[np.ndarray, np.ndarray]: # (columns, size/2) vectors, (columns,) s in the middle of each
     "What is heard, moment by moment."
-    logmel, patch_frames = LogMel(self.frontend).normalise(self.logmel(sound, sample_rate)).to(self.encoder.device), self.encoder.config.patch_frames
-    edges = cuts(len(logmel), patch_frames, columns_at_once(self.encoder, self.frontend))
-    columns = [layers(self.encoder, logmel[None, a:b])[0][layer][0] for a, b in zip(edges, edges[1:])]
-    vectors, last = torch.cat(columns).cpu().numpy(), (len(logmel) - 1)/self.frontend.frame_rate
-    middle = ((np.arange(len(vectors)) + .5)*patch_frames - .5)/self.frontend.frame_rate
-    return vectors, np.minimum(middle, last)
+    self.check_layer(layer)
+    model = HearModel(self.encoder, self.frontend, layer)
+    vectors, milliseconds = get_timestamp_embeddings(self.wave(sound, sample_rate)[None], model)
+    return vectors[0].cpu().numpy(), milliseconds[0].cpu().numpy()/1000
 
 # %% ../nbs/24_ear.ipynb #7abc975d
 @dataclass(frozen=True)

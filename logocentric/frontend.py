@@ -376,13 +376,15 @@ def load_audio(path: str | Path,              # a sound file
     return np.concatenate(list(stream_audio(path, 60., sample_rate, start, duration)))
 
 # %% ../nbs/10_frontend.ipynb #84ca55c4
-def as_audio(samples: np.ndarray,        # (samples,) or (samples, channels), within ±1
+def as_audio(samples: np.ndarray,        # (samples,) or (samples, channels), within ±1 or of integers
              rate: int,                  # Hz of `samples`
              sample_rate: int = 16_000,  # Hz wanted
              name: str = 'waveform'      # for the error
             ) -> np.ndarray:             # (samples,) float32
     "A waveform in memory as `load_audio` would return it."
-    samples = np.asarray(samples, dtype=np.float32)
+    samples = np.asarray(samples)
+    if samples.dtype.kind == 'i': samples = samples/-float(np.iinfo(samples.dtype).min)  # as files hold them
+    samples = samples.astype(np.float32)
     if samples.size == 0: raise AudioError(name, 'holds no samples')
     if samples.ndim not in (1, 2) or samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
         raise AudioError(name, f'has shape {samples.shape}, not (samples,) or (samples, channels)')

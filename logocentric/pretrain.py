@@ -104,11 +104,12 @@ def mix(logmel: torch.Tensor,       # (b, frames, mels), natural log
         rng: np.random.Generator,
         share: float = .2,          # of the crops get another one behind them
        ) -> torch.Tensor:
-    "Some crops with their neighbour behind them, turned down by 9 to 35 dB."
-    b = len(logmel)
+    "Some crops with their neighbour behind them, 9 to 35 dB softer on the whole."
+    b, level = len(logmel), logmel.logsumexp((1, 2), keepdim=True)
     lower = torch.from_numpy(rng.uniform(2, 8, (b, 1, 1)).astype(np.float32)) # natural logarithm of power
     chosen = torch.from_numpy(rng.random((b, 1, 1)) < share)
-    return torch.where(chosen, torch.logaddexp(logmel, logmel.roll(1, 0) - lower), logmel)
+    behind = (logmel - level).roll(1, 0) + level - lower
+    return torch.where(chosen, torch.logaddexp(logmel, behind), logmel)
 
 # %% ../nbs/23_pretrain.ipynb #6152d346
 def transpose(logmel: torch.Tensor,      # (b, frames, mels)
@@ -124,10 +125,11 @@ def colour(logmel: torch.Tensor,     # (b, frames, mels), natural log
            rng: np.random.Generator,
            floor: float = -15.9      # the log-mel of silence
           ) -> torch.Tensor:
-    "Another level and another slope of the spectrum for each crop; nothing falls below silence."
+    "Another level, another slope and other bends of the spectrum for each crop; nothing falls below silence."
     b, mels = len(logmel), logmel.shape[-1]
-    slope = rng.normal(0, 1.2, (b, 1, 1))*np.linspace(-1, 1, mels) + rng.normal(0, 1.5, (b, 1, 1))
-    return torch.logaddexp(logmel + torch.from_numpy(slope.astype(np.float32)), torch.tensor(floor))
+    slope = rng.normal(0, 1.2, (b, 1))*np.linspace(-1, 1, mels) + rng.normal(0, 1.5, (b, 1))
+    bends = [np.interp(np.linspace(0, 5, mels), range(6), knots) for knots in rng.normal(0, .7, (b, 6))]
+    return torch.logaddexp(logmel + torch.from_numpy((slope + bends).astype(np.float32))[:, None], torch.tensor(floor))
 
 # %% ../nbs/23_pretrain.ipynb #a35d3e29
 @patch
@@ -171,7 +173,7 @@ def columns_visible(grid: torch.Tensor, # (b, rows, cols, dim)
     share = reduce(seen, 'b h w 1 -> b w 1', 'mean').clamp(min=1/grid.shape[1])
     return rearrange(grid, 'b h w d -> b w (h d)')/share
 
-def phones_in_columns(phones: torch.Tensor, # (b, frames) numbers of phones, or −100
+def phones_in_columns(phones: torch.Tensor, # (b, frames) numbers of phones, negative where none is known
                       patch_frames: int
                      ) -> torch.Tensor:     # (b, cols, phones) float: 1 where a phone sounds
     "Which phones fill at least a sixth of a column."
@@ -203,9 +205,10 @@ def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[
     ask = lambda name, x, y: F.cross_entropy(self.heads[name](x).float(), y, ignore_index=NOT_ASKED, reduction='sum')/(y >= 0).sum().clamp(min=1)
     pooled, columns = pool_visible(grid, seen), columns_visible(grid, seen)
     of_music = [ask(name, pooled, attributes[:, i]) for i, name in enumerate(ATTRIBUTES)]
-    found = phones_in_columns(phones, self.mae.config.patch_frames)
+    width = self.mae.config.patch_frames
+    found, known = phones_in_columns(phones, width), (phones >= 0).unflatten(1, (-1, width)).all(-1)                    # (b, cols, phones), (b, cols)
     wrong = F.binary_cross_entropy_with_logits(self.heads['phones'](columns).float(), found, reduction='none').sum(-1) # (b, cols)
-    asked = seen.any(1)[..., 0] & (phones[:, :1] >= 0)
+    asked = seen.any(1)[..., 0] & known
     return dict(kind=ask('kind', pooled, kind), attributes=sum(of_music)/len(of_music), phones=(wrong*asked).sum()/asked.sum().clamp(min=1)/4)
 
 # %% ../nbs/23_pretrain.ipynb #cb7c357e
@@ -213,7 +216,7 @@ def name_causes(self: Pretrainer, grid, seen, kind, phones, attributes) -> dict[
 def forward(self: Pretrainer,
             logmel: torch.Tensor,     # (b, frames, mels), normalised
             kind: torch.Tensor,       # (b,) number of a kind
-            phones: torch.Tensor,     # (b, frames) numbers of phones, −100 in music
+            phones: torch.Tensor,     # (b, frames) numbers of phones, negative where not asked
             attributes: torch.Tensor  # (b, attributes) numbers of values, −100 outside music
            ) -> LessonOutput:
     "Hide a part, paint it, and name the causes from what is left."

@@ -367,3 +367,10 @@ def test_listen_hears_what_load_audio_hears(tmp_path, policy):
     whole, found = load_audio(path), list(listen(path, policy))
     assert [w for w, _ in found] == policy.windows(audio_info(path).duration)
     for window, wave in found: np.testing.assert_array_equal(wave, whole[round(window.start*RATE):round(window.stop*RATE)])
+
+
+@pytest.mark.parametrize('kind', [np.int16, np.int32, np.int8])
+def test_integers_are_scaled_as_files_hold_them(kind):
+    wave = np.random.default_rng(0).uniform(-.9, .9, 1600)
+    whole = (wave*-float(np.iinfo(kind).min)).astype(kind)
+    assert np.abs(as_audio(whole, 16_000) - wave).max() < 2/-float(np.iinfo(kind).min) + 1e-6

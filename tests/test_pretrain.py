@@ -6,7 +6,7 @@ from logocentric.mae import MAEConfig
 from logocentric.pretrain import (MUSIC, NOT_ASKED, Listening, Objective, Pretrainer, colour, columns_visible, crop_start, mix, phones_in_columns,
                                   pool_visible, pretrain, to_grid, transpose)
 from logocentric.probe import load_encoder
-from logocentric.sounds import KINDS, PHONES, build_sounds
+from logocentric.sounds import KINDS, PHONES, UNKNOWN, build_sounds
 from logocentric.training import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
@@ -39,7 +39,7 @@ def test_music_is_asked_for_attributes_and_sounds_for_phones(lesson):
     batch = answers(lesson, [0, 1, 6, 10])
     assert batch['kind'][:2].tolist() == [MUSIC, MUSIC] and (batch['kind'][2:] < MUSIC).all()
     assert (batch['attributes'][:2] >= 0).all() and (batch['attributes'][2:] == NOT_ASKED).all()
-    assert (batch['phones'][:2] == NOT_ASKED).all() and (batch['phones'][2:] >= 0).all()
+    assert (batch['phones'][:2] == NOT_ASKED).all() and (batch['phones'][2:] > NOT_ASKED).all()
 
 
 def test_answers_are_those_of_the_tables(lesson, corpora):
@@ -77,7 +77,12 @@ def test_a_mixture_is_never_softer_and_adds_power():
     mixed = mix(x, np.random.default_rng(0), share=1.)
     assert (mixed >= x).all() and (mixed > x).any()
     assert torch.equal(mix(x, np.random.default_rng(0), share=0.), x)
-    assert (mixed.exp() - x.exp() <= x.roll(1, 0).exp()*np.exp(-2) + 1e-4).all()
+
+
+def test_the_neighbour_is_softer_whatever_its_level():
+    x = torch.randn(8, 10, 5) + 8*torch.randn(8, 1, 1)
+    added = (mix(x.double(), np.random.default_rng(0), share=1.).exp() - x.double().exp()).sum((1, 2))/x.double().exp().sum((1, 2))
+    assert (added <= np.exp(-2) + 1e-6).all() and (added >= np.exp(-8) - 1e-6).all() and added.max() > np.exp(-4)
 
 
 def test_colour_keeps_silence_silent():
@@ -118,6 +123,21 @@ def test_columns_are_scaled_for_their_hidden_rows():
     seen[:, 2:, 0] = 0
     columns = columns_visible(grid*seen, seen)
     assert columns.shape == (1, 2, 12) and columns[0, 0].sum() == columns[0, 1].sum() == 12
+
+
+def test_columns_of_unknown_phones_are_not_asked():
+    torch.manual_seed(0)
+    model = Pretrainer(config())
+    width = model.mae.config.patch_frames
+    grid, seen = torch.randn(2, model.mae.config.n_rows, 4, model.mae.config.hidden_size), torch.ones(2, model.mae.config.n_rows, 4, 1)
+    kind, attributes, phones = torch.zeros(2, dtype=torch.long), torch.full((2, len(ATTRIBUTES)), NOT_ASKED), torch.zeros(2, 4*width, dtype=torch.long)
+    ask = lambda: model.name_causes(grid, seen, kind, phones, attributes)['phones']
+    phones[:, 2*width + 1] = UNKNOWN
+    with_unknown = ask()
+    grid[:, :, 2] += 100
+    assert torch.equal(ask(), with_unknown)
+    phones[:, 2*width + 1] = 0
+    assert not torch.allclose(ask(), with_unknown)
 
 
 def test_phones_need_a_sixth_of_a_column():

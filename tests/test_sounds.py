@@ -2,14 +2,16 @@
 import json, multiprocessing, re
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 import numpy as np, pytest, torch
 from scipy.signal import find_peaks, welch
 from logocentric.core import LogocentricError
 from logocentric.corpus import build_corpus, genre_words
 from logocentric.frontend import FrontendConfig, LogMel
-from logocentric.sounds import (FREQUENCIES, KINDS, MODES, N, PHONES, RATE, STOPS, TICKS, VOWELS, Speaker, SoundCorpus, arrange, band,
+from logocentric.sounds import (FREQUENCIES, KINDS, MODES, N, PHONES, RATE, STOPS, TICKS, UNKNOWN, VOWELS, Layer, Speaker, SoundCorpus, Utterance, arrange, band,
                                 build_sounds, describe_sound, draw_sound, event_times, filtered, frames_of, modal, partials, pulses, random_word,
                                 render_sound, resonance, segments, speak, utter)
+from logocentric.sounds import _put
 
 SPEECH = ['word', 'talk', 'whisper', 'chatter', 'vowel', 'laugh', 'cry']
 rng = lambda seed=0: np.random.default_rng(seed)
@@ -112,9 +114,24 @@ def test_every_kind_renders(kind):
         assert spec.kind == kind and wave.shape == (N,) == (160_000,) and wave.dtype == np.float32
         assert np.isfinite(wave).all() and np.abs(wave).max() <= 1 and (kind == 'silence' or wave.std() > 1e-4)
         assert phones.shape == active.shape == (TICKS,) == (1001,) and phones.dtype == np.int8 and active.dtype == bool
-        assert 0 <= phones.min() and phones.max() < len(PHONES) and active[phones > 0].all()
+        assert UNKNOWN <= phones.min() and phones.max() < len(PHONES) and active[phones > 0].all()
         assert (phones > 0).any() == (kind in ('word', 'talk', 'whisper')) and active.any() == (kind != 'silence')
+        if not spec.background and kind not in ('word', 'talk', 'whisper'): assert (phones == UNKNOWN).any() == (kind in SPEECH)
         assert bool(onsets) == (KINDS[kind].form != 'bed') and onsets == sorted(onsets)
+
+def test_two_words_at_once_are_unknown():
+    layer, said = Layer(np.zeros(N, np.float32), np.zeros(TICKS, np.int8), []), lambda p: Utterance(np.ones(160*20, np.float32), np.full(20, p, np.int8))
+    for p, t in ((16, 1.), (16, 1.1), (5, 1.3)): _put(layer, said(p), t, 1.)
+    assert (layer.phones[100:110] == 16).all() and (layer.phones[110:120] == UNKNOWN).all() and (layer.phones[120:130] == 16).all()
+    assert (layer.phones[130:150] == 5).all() and not layer.phones[150:].any() and not layer.phones[:100].any()
+
+def test_talk_in_the_background_is_unknown():
+    spec = replace(draw_sound(35, 1, 'engine'), background='talk')
+    phones = render_sound(spec).phones
+    assert (phones == UNKNOWN).any() and not (phones > 0).any()
+    alone = render_sound(replace(draw_sound(35, 1, 'talk'), background='')).phones
+    both = render_sound(replace(draw_sound(35, 1, 'talk'), background='chatter')).phones
+    assert (alone > 0).any() and not (alone == UNKNOWN).any() and (both[:1000] == UNKNOWN).all()
 
 def test_active_is_where_the_sound_is():
     layer = arrange(KINDS['knock'], 'once', rng(3))
