@@ -18,9 +18,10 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
                           PreTrainedTokenizerBase, initialization as init)
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from .core import LogocentricError, best_device, model_path, progress
+from .core import LogocentricError, best_device, bf16_pays, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
-from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames
+from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
+from .sounds import crop_start
 from .training import History, TrainConfig, decay_groups, train
 
 # %% ../nbs/30_captioner.ipynb #a89b1b69
@@ -59,6 +60,7 @@ class CaptionerConfig(PretrainedConfig):
     prefix_length: int = 8                         # K, prefix vectors in front of the text
     word_weight: float = 20.                        # weight of the unordered words while training; 0: neither that loss nor its evidence
     spoken_share: float = 1.                        # share of a training batch that GPT-2 speaks; the ear hears all of it
+    seen_share: float = 1.                          # share of the patches that the ear sees while training on crops without padding
     tie_word_embeddings: bool = True
 
 AutoConfig.register('logocentric_captioner', CaptionerConfig, exist_ok=True)
@@ -106,8 +108,9 @@ def hear(self: Captioner,
          frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
         ) -> torch.Tensor:                       # (b, features)
     "Pooled features of windows of sound."
-    columns, real = embed_frames(self.encoder, self.frontend.normalise(logmel.float()), frame_mask)
-    return pool(columns, real)
+    logmel, keep = self.frontend.normalise(logmel.float()), None
+    if self.training and self.config.seen_share < 1 and frame_mask is None: keep = glimpses(logmel, self.encoder.config, self.config.seen_share)
+    return pool(*embed_frames(self.encoder, logmel, frame_mask, keep))
 
 # %% ../nbs/30_captioner.ipynb #938b1a8b
 @patch
@@ -279,6 +282,7 @@ def save_pretrained(self: Captioner, folder: str | Path, **kwargs):
 @patch(cls_method=True)
 def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
     "A captioner from a folder or a name on the Hub, in evaluation mode, with its tokenizer."
+    kwargs.setdefault('dtype', torch.float32)
     try:
         model = super(Captioner, cls).from_pretrained(folder, **kwargs)
         model.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -289,16 +293,28 @@ def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
 class Pairs:
     "Log-mels and their descriptions, as batches for training."
     def __init__(self,
-                 logmels,                            # (n, frames, mels) array, natural log; may be memory-mapped float16
+                 logmels,                            # n pictures (frames, mels), natural log: a list or an array, memory-mapped or not
                  texts: list[str],                   # n descriptions
                  tokenizer: PreTrainedTokenizerBase,
                  crop: int | None = None,            # frames of a random crop; whole clips by default
-                 ids: list[str] | None = None):      # names of the clips, for error messages
+                 ids: list[str] | None = None,       # names of the clips, for error messages
+                 active: list | None = None):        # for each clip (frames,) bool, where something sounds, or `None`: everywhere
         if len(logmels) != len(texts): raise ValueError(f'{len(logmels)} clips and {len(texts)} descriptions')
         self.logmels, self.texts, self.tokenizer, self.crop = logmels, list(texts), tokenizer, crop
         self.ids = list(ids) if ids is not None else [str(i) for i in range(len(texts))]
+        self.active = [None]*len(texts) if active is None else active
+        if len(self.active) != len(texts): raise ValueError(f'{len(texts)} clips, but activity of {len(self.active)}')
 
     def __len__(self): return len(self.texts)
+
+# %% ../nbs/30_captioner.ipynb #49aa9b57
+@patch
+def picture(self: Pairs, i: int, rng: np.random.Generator) -> np.ndarray: # (frames, mels)
+    "A clip, or a crop of it."
+    x, active = self.logmels[i], self.active[i]
+    if not self.crop or self.crop >= len(x): return x
+    start = rng.integers(len(x) - self.crop + 1) if active is None else crop_start(active, self.crop, rng)
+    return x[start:start + self.crop]
 
 # %% ../nbs/30_captioner.ipynb #3fc235b4
 @patch
@@ -307,10 +323,10 @@ def batch(self: Pairs,
           rng: np.random.Generator # decides the crops
          ) -> dict:
     "A batch: logmel, input_ids, attention_mask, labels, id."
-    size = self.logmels.shape[1]
-    crop = min(self.crop or size, size)
-    starts = rng.integers(size - crop + 1, size=len(indices))
-    pictures = np.stack([self.logmels[i, s:s + crop] for i, s in zip(indices, starts)])
+    pictures = [self.picture(i, rng) for i in indices]
+    if short := [self.ids[i] for i, x in zip(indices, pictures) if len(x) != len(pictures[0])]:
+        raise LogocentricError(f'clips of unequal length in one batch, such as {short[0]}: choose a shorter `crop`')
+    pictures = np.stack(pictures)
     return dict(logmel=torch.from_numpy(pictures.astype(np.float32)), id=[self.ids[i] for i in indices],
                 **tokenise(self.tokenizer, [self.texts[i] for i in indices]))
 
@@ -348,6 +364,7 @@ def calibrate(self: Captioner,
               texts: list[str]                 # training descriptions
              ) -> Captioner:
     "Fix the constants: mean and deviation of the features, log-odds of the words."
+    self.eval()
     count, total, squares = 0, 0., 0.
     for logmel in batches:
         z = self.hear(logmel.to(self.device)).double()                            # (b, features)
@@ -365,16 +382,14 @@ def calibrate(self: Captioner,
 @patch
 def param_groups(self: Captioner,
                  config: TrainConfig,
-                 decoder_rate: float = .3 # learning rate of GPT-2, in units of `config.lr`
+                 decoder_rate: float = .3, # learning rate of GPT-2, in units of `config.lr`
+                 encoder_rate: float = 1.  # that of the ear: lower, where it can hear already
                 ) -> list[dict]:
-    "Groups for the optimizer: GPT-2 learns more slowly than the rest."
-    decoder = {id(p) for p in self.decoder.parameters()}
-    groups = []
-    for group in decay_groups(self, config.weight_decay):
-        for slow in (True, False):
-            params = [p for p in group['params'] if (id(p) in decoder) == slow]
-            groups.append(dict(group, params=params, lr=config.lr*(decoder_rate if slow else 1)))
-    return groups
+    "Groups for the optimizer: each part at its own rate."
+    parts = {id(p): rate for part, rate in ((self.decoder, decoder_rate), (self.encoder, encoder_rate)) for p in part.parameters()}
+    rate = lambda p: parts.get(id(p), 1.)
+    return [dict(group, params=[p for p in group['params'] if rate(p) == r], lr=config.lr*r)
+            for group in decay_groups(self, config.weight_decay) for r in sorted({rate(p) for p in group['params']})]
 
 # %% ../nbs/30_captioner.ipynb #7b7fa82e
 @torch.inference_mode()
@@ -384,12 +399,14 @@ def caption(model: Captioner,
             desc: str = '',       # name on the progress bar; none without a name
             **kwargs              # of `Captioner.generate`
            ) -> list[str]:
-    "What the model says of each clip."
+    "What the model says of each clip, heard in bfloat16 where that pays."
     model, texts = model.eval(), []
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays(str(model.device)))
     starts = range(0, len(logmels), batch_size)
     for s in progress(starts, desc=desc, unit='batch') if desc else starts:
         batch = torch.from_numpy(np.asarray(logmels[s:s + batch_size], dtype=np.float32)).to(model.device)
-        texts += model.say(model.hear(batch), **kwargs)
+        with half: features = model.hear(batch)
+        texts += model.say(features, **kwargs)
     return texts
 
 # %% ../nbs/30_captioner.ipynb #0a67c140
@@ -440,8 +457,8 @@ def novelty(self: Captioner,
     return np.interp(self.distance(features).detach().cpu(), self.novelty_levels.cpu(), np.linspace(0, 1, 101)).tolist()
 
 # %% ../nbs/30_captioner.ipynb #290bd291
-CAVEAT = ('The model learned from music that a computer composed and rendered, not from recordings: its words about real recordings are '
-          'a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
+CAVEAT = ('The model learned from music that a computer composed and rendered and from sounds that it computed, not from recordings: its words about '
+          'real recordings are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
 
 @dataclass
 class HeardWindow:
@@ -473,7 +490,7 @@ def _pieces(sound, model, sample_rate):
 # %% ../nbs/30_captioner.ipynb #84455daa
 @torch.inference_mode()
 def describe(sound: str | Path | np.ndarray,     # a file, or a waveform (samples,) or (samples, channels) within ±1
-             model: Captioner | str | Path | None = None, # a captioner or its folder; by default the one that `reproduce` made
+             model: Captioner | str | Path | None = None, # a captioner or its folder; by default the one that `reproduce` made, or the shipped one
              sample_rate: int | None = None,     # Hz of a waveform; by default the model's
              batch_size: int = 16,               # windows heard at a time
              **kwargs                            # of `Captioner.generate`

@@ -65,7 +65,7 @@ def _finish(rows, json_file, note):
 
 # %% ../nbs/51_cli.ipynb #4065fca9
 Files = Annotated[list[Path], typer.Argument(help='Sound files, or folders of them.', show_default=False)]
-Model = Annotated[Optional[Path], typer.Option(help='Folder of a trained model; by default the one that `logocentric reproduce` made.')]
+Model = Annotated[Optional[Path], typer.Option(help='Folder of trained models; by default what `logocentric reproduce` made, or what came with the package.')]
 Json = Annotated[Optional[str], typer.Option('--json', help="Also write the answers as JSON to this file; '-' prints JSON only.")]
 Beams = Annotated[int, typer.Option(help='Beams of the search for words; 1 is greedy and quick.', min=1)]
 

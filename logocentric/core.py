@@ -80,7 +80,7 @@ def best_device() -> torch.device:
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/00_core.ipynb #30f66564
-def _matmul_seconds(dtype, device, size=768, repeats=4):
+def _matmul_seconds(dtype, device, size=768, repeats=8):
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = math.inf
     for _ in range(repeats):

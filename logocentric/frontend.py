@@ -383,6 +383,7 @@ def as_audio(samples: np.ndarray,        # (samples,) or (samples, channels), wi
             ) -> np.ndarray:             # (samples,) float32
     "A waveform in memory as `load_audio` would return it."
     samples = np.asarray(samples)
+    if samples.dtype == np.uint8: samples = (samples.astype(np.int16) - 128).astype(np.int8)
     if samples.dtype.kind == 'i': samples = samples/-float(np.iinfo(samples.dtype).min)  # as files hold them
     samples = samples.astype(np.float32)
     if samples.size == 0: raise AudioError(name, 'holds no samples')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MASKING', 'PRESETS', 'patchify', 'unpatchify', 'sincos_positions', 'MAEConfig', 'attend', 'Attention', 'MLP', 'Block',
-           'MAEPreTrainedModel', 'MAEEncoder', 'patch_mask', 'MAEEncoderOutput', 'embed_frames', 'embed',
+           'MAEPreTrainedModel', 'MAEEncoder', 'patch_mask', 'MAEEncoderOutput', 'glimpses', 'embed_frames', 'embed',
            'choose_patches', 'clip_noise', 'shape_noise', 'MAEModel', 'per_patch_normalise', 'masked_mse', 'MAEOutput',
            'interpolate_hidden', 'Reconstruction', 'show_reconstruction']
 
@@ -309,12 +309,22 @@ def forward(self: MAEEncoder,
     return MAEEncoderOutput(self._patches_of(self.norm(x), seen), seen, tuple(states) if output_hidden_states else None)
 
 # %% ../nbs/20_mae.ipynb #ece31e0f
+def glimpses(logmel: torch.Tensor, # (b, frames, mels)
+             config: MAEConfig,
+             share: float,         # of the patches that are seen
+            ) -> torch.Tensor:     # (b, rows*k) numbers of patches
+    "Random patches, equally many in each row; always some."
+    cols = -(-logmel.shape[1]//config.patch_frames)   # an incomplete one is completed by silence
+    order = torch.rand(len(logmel), config.n_rows, cols, device=logmel.device).argsort(-1)[..., :max(1, round(share*cols))]
+    return rearrange(order + cols*torch.arange(config.n_rows, device=logmel.device)[:, None], 'b h k -> b (h k)')
+
 def embed_frames(encoder: MAEEncoder,
                  logmel: torch.Tensor,                   # (b, frames, mels), normalised
                  frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
-                ) -> tuple[torch.Tensor, torch.Tensor]:  # (b, columns, rows*dim) and (b, columns) bool
+                 keep: torch.Tensor | None = None,       # (b, rows*k) numbers of the patches to see, k in each row; all by default
+                ) -> tuple[torch.Tensor, torch.Tensor]:  # (b, columns, rows*dim) and (b, columns) bool; k columns with `keep`
     "One vector for each column of patches, the rows of frequency stacked, and which columns are real."
-    out = encoder(logmel, frame_mask)
+    out = encoder(logmel, frame_mask, keep)
     x = rearrange(out.last_hidden_state, 'b (h w) d -> b w (h d)', h=encoder.config.n_rows)
     if out.patch_mask is None: return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     return x, out.patch_mask[:, :x.shape[1]]

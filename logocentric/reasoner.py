@@ -101,7 +101,8 @@ def from_pretrained(cls: Reasoner,
                     name: str | Path, # a folder, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`, `gpt2-large`
                     **kwargs          # for `AutoModelForCausalLM.from_pretrained`, e.g. `dtype`
                    ):
-    "A pretrained reasoner."
+    "A pretrained reasoner, in single precision unless told otherwise."
+    kwargs.setdefault('dtype', torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         return cls(AutoModelForCausalLM.from_pretrained(name, **kwargs), tokenizer)

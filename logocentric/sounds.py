@@ -8,7 +8,8 @@ __all__ = ['HOP', 'WIN', 'N', 'TICKS', 'FREQUENCIES', 'KINDS', 'VOWELS', 'SUSTAI
            'log_uniform', 'pulses', 'partials', 'modal', 'white', 'envelope', 'unit', 'Kind', 'random_word', 'segments',
            'Speaker', 'random_speaker', 'vocal_tract', 'Utterance', 'utter', 'speak', 'throat', 'struck', 'noise_bed',
            'scatter', 'motor', 'event_times', 'Layer', 'arrange', 'Place', 'draw_place', 'record', 'SoundSpec',
-           'draw_sound', 'Rendered', 'render_sound', 'describe_sound', 'sound_row', 'build_sounds', 'SoundCorpus']
+           'draw_sound', 'Rendered', 'render_sound', 'describe_sound', 'sound_row', 'build_sounds', 'SoundCorpus',
+           'crop_start']
 
 # %% ../nbs/13_sounds.ipynb #08996f55
 from dataclasses import dataclass, replace
@@ -964,3 +965,13 @@ class SoundCorpus(Corpus):
     def specs(self) -> list[SoundSpec]:
         "The clips as they were drawn."
         return [draw_sound(s, i) for s, i in zip(self.table['seed'], self.table['index'])]
+
+# %% ../nbs/13_sounds.ipynb #56a6b743
+def crop_start(active: np.ndarray,      # (frames,) bool, where something sounds
+               frames: int,             # length of the crop
+               rng: np.random.Generator
+              ) -> int:
+    "Where a random crop begins that holds an active frame; anywhere in a clip without one."
+    room, sounding = len(active) - frames, np.flatnonzero(active)
+    if not len(sounding): return int(rng.integers(room + 1))
+    return int(np.clip(rng.choice(sounding) - rng.integers(frames), 0, room))

@@ -235,3 +235,27 @@ def test_a_share_of_the_batch_speaks(tokenizer):
     unordered = words(model.named(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
     spoken = model.eval()(logmel=x[:2], **first).loss
     torch.testing.assert_close(out.loss, spoken + 2*unordered)
+
+
+def test_an_ear_that_learns_sees_a_share(tokenizer):
+    model, whole = build(tokenizer, seen_share=.5), build(tokenizer)
+    x = pictures(2)
+    assert torch.equal(model.eval().hear(x), whole.eval().hear(x))
+    seen = []
+    hook = model.encoder.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
+    first, second = model.train().hear(x), model.hear(x)
+    hook.remove()
+    cols = -(-x.shape[1]//model.encoder.config.patch_frames)
+    assert seen == [5*round(.5*cols)]*2 and not torch.equal(first, second) and first.shape == whole.hear(x).shape
+
+
+def test_crops_hold_what_sounds(tokenizer):
+    clips = [np.zeros((1001, 80), np.float32) for _ in range(3)]
+    active = [None, np.zeros(1001, bool), np.zeros(1001, bool)]
+    clips[1][640:650], active[1][640:650] = 1, True
+    pairs = Pairs(clips, ['a', 'b', 'c'], tokenizer, crop=256, active=active)
+    for seed in range(20):
+        batch = pairs.batch([0, 1, 2], np.random.default_rng(seed))
+        assert batch['logmel'].shape == (3, 256, 80) and batch['logmel'][1].max() == 1
+    whole = Pairs(clips, ['a', 'b', 'c'], tokenizer, active=active).batch([1], np.random.default_rng(0))
+    assert whole['logmel'].shape == (1, 1001, 80)

@@ -9,6 +9,7 @@ from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.knowledge import knowledge_text, train_tokenizer
 from logocentric.mae import MAEConfig
 from logocentric.reasoner import Reasoner
+from logocentric.sounds import draw_sound, render_sound
 
 run = CliRunner().invoke
 
@@ -54,6 +55,16 @@ def test_describe_goes_on_past_a_bad_file(sounds, model):
     assert len(by_name['long.flac']['windows']) == 3 and 'dropped' in by_name['long.flac']['heard']
     assert 0 <= by_name['noise.wav']['novelty'] <= 1
     assert 'noise.wav' in said.output and '1 of 3' in said.output
+
+
+def test_what_comes_with_the_package_answers_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path))
+    wave = render_sound(draw_sound(98, 3, 'talk')).wave
+    sf.write(tmp_path/'talk.wav', wave, 16000)
+    said = run(app, ['classify', str(tmp_path/'talk.wav'), '--labels', 'jazz,metal', '--json', '-'])
+    row = json.loads(said.stdout)['files'][0]
+    assert said.exit_code == 0 and len(row['text'].split()) > 3 and row['label'] in ('jazz', 'metal') and 0 <= row['novelty'] <= 1
+    assert any(word in row['text'] for word in ('voice', 'talk', 'speech', 'word', 'whisper'))
 
 
 def test_json_to_standard_output_is_only_json(sounds, model):

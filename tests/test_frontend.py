@@ -374,3 +374,7 @@ def test_integers_are_scaled_as_files_hold_them(kind):
     wave = np.random.default_rng(0).uniform(-.9, .9, 1600)
     whole = (wave*-float(np.iinfo(kind).min)).astype(kind)
     assert np.abs(as_audio(whole, 16_000) - wave).max() < 2/-float(np.iinfo(kind).min) + 1e-6
+
+
+def test_bytes_are_scaled_as_files_hold_them():
+    assert np.allclose(as_audio(np.array([0, 64, 128, 192, 255], np.uint8), 16_000), [-1, -.5, 0, .5, 127/128])

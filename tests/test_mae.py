@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 from logocentric.core import set_seed
-from logocentric.mae import (MASKING, MAEConfig, MAEEncoder, MAEModel, choose_patches, clip_noise, embed, embed_frames,
+from logocentric.mae import (MASKING, MAEConfig, MAEEncoder, MAEModel, choose_patches, clip_noise, embed, embed_frames, glimpses,
                              interpolate_hidden, masked_mse, patchify, per_patch_normalise, shape_noise, sincos_positions, unpatchify)
 
 @pytest.fixture(autouse=True)
@@ -296,6 +296,31 @@ def test_embeddings_stack_frequency():
     assert columns.shape == (2, 4, 5*64) and real.all()
     assert torch.equal(columns[0, 3, 64:128], state[0, 1*4 + 3])          # second row, fourth column
     torch.testing.assert_close(embed(encoder, x), columns.mean(1))
+
+@pytest.mark.parametrize('frames,share', [(64, .5), (64, .01), (70, .3), (64, 1.)])
+def test_glimpses_take_as_many_patches_of_each_row(frames, share):
+    e, x = tiny().encoder, torch.randn(3, frames, 80)
+    cols = -(-frames//16)
+    keep = glimpses(x, e.config, share).view(3, 5, -1)
+    assert keep.shape[-1] == max(1, round(share*cols))
+    for k in keep.flatten(0, 1): assert len(set(k.tolist())) == len(k)
+    assert (keep//cols == torch.arange(5)[:, None]).all()
+    assert share == 1 or not torch.equal(keep, glimpses(x, e.config, share).view(3, 5, -1))
+
+def test_glimpsing_everything_is_looking():
+    e, x = tiny().encoder, torch.randn(2, 64, 80)
+    whole, real = embed_frames(e, x)
+    seen, _ = embed_frames(e, x, keep=glimpses(x, e.config, 1.))
+    assert real.all()
+    torch.testing.assert_close(seen.mean(1), whole.mean(1)); torch.testing.assert_close(seen.var(1), whole.var(1))
+
+def test_a_row_of_a_glimpse_is_of_that_row():
+    e, x = tiny().encoder, torch.randn(1, 64, 80)
+    keep = glimpses(x, e.config, .5)
+    columns, real = embed_frames(e, x, keep=keep)
+    expected = e(x, keep=keep).last_hidden_state.view(1, 5, 2, -1)
+    assert columns.shape == (1, 2, 320) and real.shape == (1, 2)
+    torch.testing.assert_close(columns.view(1, 2, 5, 64).transpose(1, 2), expected)
 
 def test_clip_without_sound_is_refused():
     with pytest.raises(ValueError, match='single real frame'): tiny().encoder(torch.randn(2, 32, 80), frames_of(32, 0))

@@ -3,10 +3,10 @@ import numpy as np, pytest, torch
 from logocentric.corpus import ATTRIBUTES, build_corpus
 from logocentric.frontend import FrontendConfig
 from logocentric.mae import MAEConfig
-from logocentric.pretrain import (MUSIC, NOT_ASKED, Listening, Objective, Pretrainer, colour, columns_visible, crop_start, mix, phones_in_columns,
+from logocentric.pretrain import (MUSIC, NOT_ASKED, Listening, Objective, Pretrainer, colour, columns_visible, mix, phones_in_columns,
                                   pool_visible, pretrain, to_grid, transpose)
 from logocentric.probe import load_encoder
-from logocentric.sounds import KINDS, PHONES, UNKNOWN, build_sounds
+from logocentric.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
 from logocentric.training import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
@@ -74,14 +74,26 @@ def test_a_silent_clip_can_be_cropped():
 
 def test_a_mixture_is_never_softer_and_adds_power():
     x = torch.randn(8, 10, 5)
-    mixed = mix(x, np.random.default_rng(0), share=1.)
+    mixed, chosen = mix(x, np.random.default_rng(0), share=1.)
+    assert chosen.all() and not mix(x, np.random.default_rng(0), share=0.)[1].any()
     assert (mixed >= x).all() and (mixed > x).any()
-    assert torch.equal(mix(x, np.random.default_rng(0), share=0.), x)
+    assert torch.equal(mix(x, np.random.default_rng(0), share=0.)[0], x)
+
+
+def test_a_voice_behind_is_unknown(lesson, monkeypatch):
+    import logocentric.pretrain as module
+    monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=0.))
+    plain = answers(lesson, [0, 7, 9, 12, 15], 3)
+    monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=1.))
+    mixed = answers(lesson, [0, 7, 9, 12, 15], 3)
+    behind = plain['phones'].roll(1, 0)
+    voiced = (plain['phones'] != NOT_ASKED) & (behind != 0) & (behind != NOT_ASKED)
+    assert voiced.any() and (mixed['phones'][voiced] == UNKNOWN).all() and torch.equal(mixed['phones'][~voiced], plain['phones'][~voiced])
 
 
 def test_the_neighbour_is_softer_whatever_its_level():
     x = torch.randn(8, 10, 5) + 8*torch.randn(8, 1, 1)
-    added = (mix(x.double(), np.random.default_rng(0), share=1.).exp() - x.double().exp()).sum((1, 2))/x.double().exp().sum((1, 2))
+    added = (mix(x.double(), np.random.default_rng(0), share=1.)[0].exp() - x.double().exp()).sum((1, 2))/x.double().exp().sum((1, 2))
     assert (added <= np.exp(-2) + 1e-6).all() and (added >= np.exp(-8) - 1e-6).all() and added.max() > np.exp(-4)
 
 

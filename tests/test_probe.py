@@ -107,7 +107,17 @@ def test_pooling_is_the_captioners():
     x, real = torch.randn(3, 9, 4), torch.arange(9) < torch.tensor([[9], [4], [1]])
     torch.testing.assert_close(clip_features(x, real), pool(x, real))
     torch.testing.assert_close(torch.cat([clip_features(x, real, 'mean'), clip_features(x, real, 'std')], 1), pool(x, real))
-    with pytest.raises(LogocentricError, match='mean, std'): clip_features(x, real, 'max')
+    with pytest.raises(LogocentricError, match='mean, std, thirds'): clip_features(x, real, 'max')
+
+def test_thirds_know_the_order():
+    x, real = torch.arange(9.).view(1, 9, 1), torch.ones(1, 9, dtype=torch.bool)
+    torch.testing.assert_close(clip_features(x, real, 'thirds'), torch.tensor([[1., 4., 7.]]))
+    torch.testing.assert_close(clip_features(x.flip(1), real, 'thirds'), torch.tensor([[7., 4., 1.]]))
+    four = torch.tensor([[True]*4 + [False]*5])
+    torch.testing.assert_close(clip_features(x, four, 'thirds'), torch.tensor([[.25, 1.5, 2.75]]))
+    one = torch.tensor([[True] + [False]*8])
+    torch.testing.assert_close(clip_features(x + 5, one, 'thirds'), torch.full((1, 3), 5.))
+    assert torch.equal(clip_features(x, four, 'thirds+mean'), torch.cat([clip_features(x, four, 'thirds'), clip_features(x, four, 'mean')], 1))
 
 def test_several_layers_stand_side_by_side(encoder):
     clips = logmels(40, 25)

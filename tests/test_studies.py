@@ -1,9 +1,10 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
 import os
 import pytest, torch
+from logocentric.captioner import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
-from logocentric.experiments import STARTS, Lab, run_experiment
-from logocentric.mae import MAEEncoder
+from logocentric.ear import load_ear
+from logocentric.experiments import Lab, run_experiment
 from logocentric.pretrain import Objective
 
 
@@ -16,8 +17,8 @@ def home(tmp_path_factory):
     os.environ.pop('LOGOCENTRIC_HOME') if before is None else os.environ.update(LOGOCENTRIC_HOME=before)
 
 
-def record(home, name):
-    run_experiment(name, 'smoke', 1)
+def record(home, name, **parameters):
+    run_experiment(name, 'smoke', 1, **parameters)
     return load_records(home/'data'/'runs'/'smoke-1'/'records', name=name)[0]
 
 
@@ -38,19 +39,38 @@ def test_the_probes_have_all_their_lines(home):
 
 
 def test_a_captioner_begins_where_it_is_told(home):
-    labs = {start: Lab.at('smoke', 1, start) for start in ('random', 'ear', 'ear15')}
-    assert len({lab.captioner(8) for lab in labs.values()}) == 3
-    begun, ear = labs['ear'].encoder(), MAEEncoder.from_pretrained(labs['ear'].ear())
-    for a, b in zip(begun.parameters(), ear.parameters()): assert torch.equal(a, b)
+    labs = {start: Lab.at('smoke', 1, start) for start in ('random', 'ear', 'ear_random', 'paper75')}
+    assert len({lab.captioner(8) for lab in labs.values()}) == 4
+    shipped, painted = load_ear(), labs['paper75'].mae_model(.75).encoder
+    for start, expected in (('ear', shipped.encoder), ('paper75', painted)):
+        for a, b in zip(getattr(labs[start].hearing()[0], 'encoder', labs[start].hearing()[0]).parameters(), expected.parameters(), strict=True): assert torch.equal(a, b)
+    assert labs['ear'].hearing()[1] == labs['ear_random'].hearing()[1] == shipped.frontend != labs['random'].hearing()[1] == labs['random'].frontend()
+    assert Captioner.from_pretrained(labs['ear'].captioner(8)).frontend.config.mean == shipped.frontend.mean
     with pytest.raises(LogocentricError, match='unknown start'): Lab.at('smoke', 1, 'asleep')
 
 
 def test_each_way_to_learn_is_a_stage_of_its_own(home):
     lab = Lab.at('smoke', 1)
-    ways = [lab.ear(), lab.ear(STARTS['ear15']), lab.ear(of='music'), lab.ear(patch_frames=8), lab.ear(steps=2), lab.ear(Objective(paint=0.))]
+    ways = [lab.ear(), lab.ear(Objective(mask_ratios=(.15,))), lab.ear(of='music'), lab.ear(patch_frames=8), lab.ear(steps=2), lab.ear(Objective(paint=0.))]
     assert len(set(ways)) == 6 and lab.ear() == ways[0]
     assert read_json(ways[4]/'history.json')['passes'] == 2*lab.scale.ear.batch_size
 
 
 def test_a_scale_without_a_recipe_says_so():
     with pytest.raises(LogocentricError, match='no recipe'): Lab.at('paper').ear()
+
+
+def test_a_start_is_worth_its_steps(home):
+    metrics = record(home, 'warm_start', starts='ear ear_random paper75 random').metrics
+    names = {'ear', 'ear_random', 'paper75', 'random'}
+    assert set(metrics['loss']) == set(metrics['accuracy']) == names and {r['rival'] for r in metrics['speed'].values()} == {'ear_random', 'random'}
+    assert {(p['a'], p['b']) for p in metrics['paired']} == {('ear', 'ear_random'), ('paper75', 'random')} and all(p['p'] <= p['p_holm'] <= 1 for p in metrics['paired'])
+    for s in metrics['accuracy'].values(): assert 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == 40
+    assert metrics['speed']['random']['share'] == metrics['speed']['ear_random']['share'] == 1
+
+
+def test_music_voices_and_the_rest_are_told_apart_by_words(home):
+    metrics = record(home, 'music_or_not').metrics
+    assert set(metrics['accuracy']) == set(metrics['heard']) == set(metrics['statistics']) == {'rendered music, test', 'made-up voices, validation', 'other made-up sounds, validation'}
+    for row in metrics['heard'].values(): assert abs(sum(row.values()) - 1) < 1e-9
+    assert metrics['accuracy']['rendered music, test']['value'] == metrics['heard']['rendered music, test']['music']
