@@ -904,7 +904,6 @@ def clip_row(spec: ClipSpec) -> dict:
 # %% ../nbs/11_corpus.ipynb #4f655a10
 def _make_shard(folder: str, number: int, job: dict) -> int:
     "Render one shard into the features of a corpus, then write its rows."
-    torch.set_num_threads(1)
     config = FrontendConfig(**job['frontend'])
     mel, first = LogMel(config), number*SHARD
     specs = [corpus_clip(job['seed'], i, job['shift'], job['labels']) for i in range(first, min(first + SHARD, job['n']))]
@@ -922,12 +921,18 @@ def _start_worker():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 # %% ../nbs/11_corpus.ipynb #6166476f
+def _on_one_thread(make_shard, *args): # and leave as many as there were
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: return make_shard(*args)
+    finally: torch.set_num_threads(threads)
+
 def _run_shards(make_shard, folder: Path, numbers: list[int], job: dict, processes: int, bar) -> None:
     if processes == 1:
-        for i in numbers: bar.update(make_shard(str(folder), i, job))
+        for i in numbers: bar.update(_on_one_thread(make_shard, str(folder), i, job))
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
-        for done in as_completed([pool.submit(make_shard, str(folder), i, job) for i in numbers]): bar.update(done.result())
+        for done in as_completed([pool.submit(_on_one_thread, make_shard, str(folder), i, job) for i in numbers]): bar.update(done.result())
 
 # %% ../nbs/11_corpus.ipynb #4d768c6a
 def build_shards(folder: Path,             # an unfinished corpus there is continued

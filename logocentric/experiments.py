@@ -302,7 +302,7 @@ STARTS = dict(ear='the ear that comes with the package', ear_random='its archite
               paper='painted the captioner\'s clips, 15 % hidden', paper75='painted the captioner\'s clips, 75 % hidden', random='random weights of that architecture')
 
 # %% ../nbs/50_experiments.ipynb #a59a6c98
-def _painted(start): return dict(paper=RATIOS['text'], paper75=.75)[start] # the mask ratio of an autoencoder
+def _painted(start): return dict(paper=RATIOS['text'], paper75=RATIOS['figure2'])[start] # the mask ratio of an autoencoder
 
 @patch(as_prop=True)
 def encoder_rate(self: Lab) -> float:

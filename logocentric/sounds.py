@@ -925,7 +925,6 @@ def sound_row(spec: SoundSpec, rendered: Rendered) -> dict:
 # %% ../nbs/13_sounds.ipynb #025fb7fe
 def _make_shard(folder: str, number: int, job: dict) -> int:
     "Render one shard into the arrays of a corpus, then write its rows."
-    torch.set_num_threads(1)
     mel, first, rows = LogMel(FrontendConfig(**job['frontend'])), number*SHARD, []
     features, phones, active = (np.lib.format.open_memmap(f'{folder}/{a}.npy', mode='r+') for a in ('features', 'phones', 'active'))
     for i in range(first, min(first + SHARD, job['n'])):

@@ -254,3 +254,13 @@ def test_other_settings_are_refused(tmp_path):
         with pytest.raises(LogocentricError, match='other settings'): build_sounds(tmp_path, **dict(n=2, seed=41) | other)
     with pytest.raises(LogocentricError, match='other settings'): build_corpus(tmp_path, 2, 41)
     assert json.loads((tmp_path/'corpus.json').read_text())['kind'] == 'sounds'
+
+
+@pytest.mark.parametrize('build', [build_corpus, build_sounds])
+def test_rendering_leaves_the_threads_alone(tmp_path, build):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        build(tmp_path/'clips', 2, seed=1, processes=1)
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(before)
