@@ -16,6 +16,7 @@ from .core import LogocentricError, Record, cache_path, code_hash, config_hash, 
 from .corpus import Corpus, build_corpus
 from .frontend import FrontendConfig, LogMel, Settings, as_audio, calibrate, load_audio
 from .mae import MAEConfig, MAEEncoder
+from .metrics import with_interval
 from .pretrain import Listening, Objective, pretrain
 from .probe import HearModel, extract, get_timestamp_embeddings, load_encoder, save_encoder
 from .sounds import SoundCorpus, build_sounds
@@ -174,20 +175,18 @@ sound were chosen in knowledge of the class names of environmental sets such as 
 """
 
 # %% ../nbs/24_ear.ipynb #a64a30a4
-def _percent(s): return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
-
 def results_of(record: Record # of the experiment `probe_ear`
               ) -> str:       # a table in Markdown
     "Accuracies of the ear beside random weights and log-mel statistics."
     rows = ['| task | N | chance | log-mel statistics | random weights | the ear |', '|---|---|---|---|---|---|']
     for task, lines in record.metrics['accuracy'].items():
         weights = [s['value'] for name, s in lines.items() if name.startswith('random')]
-        rows.append(f"| {task} | {lines['the ear']['n']:,} | {record.metrics['chance'][task]:.2f} | {_percent(lines['log-mel statistics'])} | "
-                    f"{min(weights):.3f}–{max(weights):.3f} | {_percent(lines['the ear'])} |")
+        rows.append(f"| {task} | {lines['the ear']['n']:,} | {record.metrics['chance'][task]:.2f} | {with_interval(lines['log-mel statistics'])} | "
+                    f"{min(weights):.3f}–{max(weights):.3f} | {with_interval(lines['the ear'])} |")
     return '\n'.join(rows)
 
 def _with_thirds(record):
-    found = [f"{task} {_percent(row['the ear'])} (log-mel {row['log-mel statistics']['value']:.3f})" for task, row in record.metrics['with_thirds'].items()]
+    found = [f"{task} {with_interval(row['the ear'])} (log-mel {row['log-mel statistics']['value']:.3f})" for task, row in record.metrics['with_thirds'].items()]
     return f"With the order of things kept (`mean+std+thirds`): {'; '.join(found)}.\n\n" if found else ''
 
 # %% ../nbs/24_ear.ipynb #849cacc5
@@ -199,7 +198,7 @@ def write_card(record: Record,                 # of the experiment `probe_ear` o
     ear, recipe, history = load_ear(folder), *(read_json(folder/f'{n}.json') for n in ('recipe', 'history'))
     if record.metrics['ear'] != ear.fingerprint: raise LogocentricError('this record is of another ear: run the experiment probe_ear on this one')
     tuned = record.metrics['fine_tuned']
-    fine = f"Fine-tuned on ESC-10: {_percent(tuned)}, N = {tuned['n']}.\n\n" if tuned else ''
+    fine = f"Fine-tuned on ESC-10: {with_interval(tuned)}, N = {tuned['n']}.\n\n" if tuned else ''
     text = CARD.format(parameters=ear.encoder.num_parameters()/1e6, patch_frames=ear.encoder.config.patch_frames, music=recipe['music'], sounds=recipe['sounds'],
                        passes=history['passes'], crop=recipe['frames']/ear.frontend.frame_rate, hours=history['seconds']/3600, machine=history['machine'],
                        rate=history['passes']/history['seconds'], table=results_of(record), tuned=fine, how=record.params['how'], thirds=_with_thirds(record))

@@ -30,7 +30,7 @@ from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate
 from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
-from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval
+from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from .pretrain import Listening, Objective, pretrain
 from .reasoner import SIZES, Reasoner, train_reasoner
 from .sounds import SoundCorpus, build_sounds
@@ -492,17 +492,14 @@ def reference_lines(self: Lab, split: str) -> dict:
     return dict(chance=chance_level(len(self.labels(split))), majority=majority_level(train.table[labels].dropna(), self.truth(split)),
                 supervised=asdict(supervised), supervised_labels=found['labelled'], best_single_cue=max(found['single_cues'].values()), bayes=found['bayes'])
 
-# %% ../nbs/50_experiments.ipynb #ea10c849
-def _percent(score): return f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
-
 # %% ../nbs/50_experiments.ipynb #3a90470b
 def table(rows: list[dict],  # from `Lab.row`
           lines: dict        # split → `Lab.reference_lines`
          ) -> pd.DataFrame:
     "Rows and reference lines as one readable table."
     shown = [{'test set': TEST_SETS[r['test']], 'N': r['n'], 'reader': r['reader'], 'pairs': f"{r['pairs']:,}",
-              'from predicted words': _percent(r['predicted']), 'from true words': _percent(r['true']),
-              'supervised log-mel': _percent(lines[r['test']]['supervised']), 'majority': f"{lines[r['test']]['majority']:.1%}",
+              'from predicted words': with_interval(r['predicted'], '.1%'), 'from true words': with_interval(r['true'], '.1%'),
+              'supervised log-mel': with_interval(lines[r['test']]['supervised'], '.1%'), 'majority': f"{lines[r['test']]['majority']:.1%}",
               'chance': f"{lines[r['test']]['chance']:.1%}"} for r in rows]
     return pd.DataFrame(shown).set_index(['test set', 'N'])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from .captioner import Captioner
 from .core import LogocentricError, Record, read_json, shipped_path, write_json
 from .experiments import TEST_SETS, Lab
+from .metrics import with_interval
 from .reasoner import SIZES, Reasoner
 
 # %% ../nbs/60_ship.ipynb #9a7b502d
@@ -43,17 +44,14 @@ def ship(lab: Lab,                         # a laboratory whose models are train
         write_json(target/'history.json', read_json(sources[kind]/'history.json'))
     return targets
 
-# %% ../nbs/60_ship.ipynb #85986ea8
-def _percent(s): return f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
-
 # %% ../nbs/60_ship.ipynb #406b1d24
 def genres_table(record: Record, # of the experiment `table1_reasoner_size`
                  reader: str     # whose rows
                 ) -> str:        # a table in Markdown
     "Zero-shot accuracies on rendered test sets, with the lines beside them."
     head = '| rendered test set | N | chance | log-mel, supervised | from its words | from true words |\n|---|---|---|---|---|---|'
-    rows = [f"| {TEST_SETS[r['test']]} | {r['n']:,} | {record.metrics['lines'][r['test']]['chance']:.3f} | {_percent(record.metrics['lines'][r['test']]['supervised'])} | "
-            f"{_percent(r['predicted'])} | {_percent(r['true'])} |" for r in record.metrics['rows'] if r['reader'] == reader]
+    rows = [f"| {TEST_SETS[r['test']]} | {r['n']:,} | {record.metrics['lines'][r['test']]['chance']:.3f} | {with_interval(record.metrics['lines'][r['test']]['supervised'])} | "
+            f"{with_interval(r['predicted'])} | {with_interval(r['true'])} |" for r in record.metrics['rows'] if r['reader'] == reader]
     return '\n'.join([head, *rows])
 
 # %% ../nbs/60_ship.ipynb #cd4f18a9
@@ -61,7 +59,7 @@ def sorts_table(record: Record # of the experiment `music_or_not`
                ) -> str:       # a table in Markdown
     "How often the words tell of the right one of music, a voice, and neither."
     m = record.metrics
-    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {_percent(s)} |" for name, s in m['accuracy'].items()]
+    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {with_interval(s)} |" for name, s in m['accuracy'].items()]
     return '\n'.join(['| sounds | are | N | log-mel statistics | its words |', '|---|---|---|---|---|', *rows])
 
 # %% ../nbs/60_ship.ipynb #20e4e9aa
