@@ -32,7 +32,8 @@ from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
 from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from .pretrain import Listening, Objective, pretrain
-from .reasoner import SIZES, Reasoner, train_reasoner
+from .reader import SIZES, train_reasoner
+from .reasoner import Reasoner
 from .sounds import SoundCorpus, build_sounds
 from .training import History, TrainConfig, evaluate, train
 
@@ -434,7 +435,7 @@ def reasoner(self: Lab, reader: str) -> Path | str:
     "Where a reasoner is: the folder of one trained here, or the name of a pretrained one."
     if reader not in SIZES: return reader
     config = dict(tokenizer=self.tokenizer_folder().name, sentences=self.scale.sentences, size=asdict(SIZES[reader]), steps=self.scale.reader_steps, seed=self.seed,
-                  code=code_hash('reasoner'))
+                  code=code_hash('reader'))
     def make(folder):
         _, history = train_reasoner(reader, self.knowledge(), self.tokenizer(), folder, steps=self.scale.reader_steps, seed=self.seed)
         return _keep(history, folder)

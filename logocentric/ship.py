@@ -12,7 +12,8 @@ from .captioner import Captioner
 from .core import LogocentricError, Record, read_json, shipped_path, write_json
 from .experiments import TEST_SETS, Lab
 from .metrics import with_interval
-from .reasoner import SIZES, Reasoner
+from .reader import SIZES
+from .reasoner import Reasoner
 
 # %% ../nbs/60_ship.ipynb #9a7b502d
 def _sources(lab):

@@ -4,7 +4,8 @@ import numpy as np, pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM
 from logocentric.core import LogocentricError, shared_path
 from logocentric.knowledge import genres, knowledge_text, train_tokenizer
-from logocentric.reasoner import PROMPTS, SIZES, ChosenLoss, Reasoner, ReasonerSize, Sentences, collisions, fill, label_tokens, label_words, train_reasoner
+from logocentric.reader import SIZES, ChosenLoss, ReasonerSize, Sentences, train_reasoner
+from logocentric.reasoner import PROMPTS, Reasoner, collisions, fill, label_tokens, label_words
 
 DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy', '']
 
