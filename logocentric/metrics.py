@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'chance_level', 'majority_level', 'macro_f1', 'wilson_interval', 'Score', 'score', 'with_interval',
-           'bootstrap_interval', 'mcnemar', 'confusion', 'plot_confusion']
+           'bootstrap_interval', 'bootstrap_score', 'mcnemar', 'holm', 'pairwise', 'rank', 'calibration_bins',
+           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'Tagging', 'tagging',
+           'confusion', 'plot_confusion']
 
 # %% ../nbs/01_metrics.ipynb #b1b7b9a4
-from dataclasses import dataclass
-from typing import Callable, Sequence
-import numpy as np
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Callable, Mapping, Sequence
+import numpy as np, pandas as pd
 from scipy import stats
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score
+from .core import LogocentricError
 
 # %% ../nbs/01_metrics.ipynb #4aefc192
 def accuracy(y: Sequence, # true labels, one a clip
@@ -52,8 +56,8 @@ def wilson_interval(k: int,            # clips that are right
 # %% ../nbs/01_metrics.ipynb #5528522a
 @dataclass(frozen=True, repr=False)
 class Score:
-    "A measured share with its 95 % interval and the number of clips behind it."
-    value: float # the share itself
+    "A measured number, most often a share, with its 95 % interval and the number of clips behind it."
+    value: float # the number itself
     low: float   # lower end of the interval
     high: float  # upper end
     n: int       # clips it was measured on
@@ -81,13 +85,29 @@ def bootstrap_interval(values: Sequence,           # (clips, …) one row a clip
                        stat: Callable = np.mean,   # resampled rows to a number
                        level: float = .95,         # how often such an interval holds the truth
                        seed: int = 0,              # of the resampling
-                       n: int = 2000               # resamples
+                       n: int = 2000,              # resamples
+                       method: str = 'percentile'  # or 'basic', as in SciPy
                       ) -> tuple[float, float]:
-    "Percentile bootstrap interval of `stat` over clips."
+    "Bootstrap interval of `stat` over clips."
     values = np.asarray(values)
     found = stats.bootstrap((np.arange(len(values)),), lambda rows: stat(values[rows]), vectorized=False, n_resamples=n,
-                            confidence_level=level, method='percentile', rng=np.random.default_rng(seed))
+                            confidence_level=level, method=method, rng=np.random.default_rng(seed))
     return tuple(float(x) for x in found.confidence_interval)
+
+# %% ../nbs/01_metrics.ipynb #00d826fd
+def _rows_of(stat, columns):
+    columns = [np.asarray(c) for c in columns]
+    lengths = [len(c) for c in columns]
+    if len(set(lengths)) > 1: raise LogocentricError(f'columns of different lengths {lengths}: give one row a clip in each')
+    return np.arange(lengths[0]), lambda rows: stat(*(c[rows] for c in columns))
+
+def bootstrap_score(stat: Callable,     # columns to a number
+                    *columns: Sequence, # (clips, …) each
+                    **settings          # level, seed, n, method of `bootstrap_interval`
+                   ) -> Score:
+    "Any statistic of clips with its bootstrap interval; the columns are resampled together."
+    rows, of_rows = _rows_of(stat, columns)
+    return Score(float(of_rows(rows)), *bootstrap_interval(rows, of_rows, **settings), len(rows))
 
 # %% ../nbs/01_metrics.ipynb #640b784e
 def mcnemar(y: Sequence,   # true labels
@@ -99,6 +119,150 @@ def mcnemar(y: Sequence,   # true labels
     only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
     if only_a + only_b == 0: return 1.
     return float(stats.binomtest(only_b, only_a + only_b).pvalue)
+
+# %% ../nbs/01_metrics.ipynb #95b6cf3c
+def holm(p: Sequence # p-values of one family of tests
+        ) -> np.ndarray: # adjusted, in the same order
+    "Holm's step-down adjustment of p-values."
+    p = np.asarray(p, float)
+    order, adjusted = p.argsort(kind='stable'), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)).clip(max=1)
+    return adjusted
+
+# %% ../nbs/01_metrics.ipynb #80bbf3b1
+def pairwise(y: Sequence,                 # true labels
+             systems: Mapping[str, Sequence] # name → its answers, on the same clips
+            ) -> pd.DataFrame: # a row a pair: a, b, difference of accuracy, p, p_holm
+    "McNemar's test between all pairs of systems, with Holm's correction."
+    rows = [dict(a=a, b=b, difference=accuracy(y, systems[a]) - accuracy(y, systems[b]), p=mcnemar(y, systems[a], systems[b]))
+            for a, b in combinations(systems, 2)]
+    tests = pd.DataFrame(rows, columns=['a', 'b', 'difference', 'p'])
+    return tests.assign(p_holm=holm(tests.p))
+
+# %% ../nbs/01_metrics.ipynb #1fb3ca38
+def rank(y: Sequence,                     # true labels
+         systems: Mapping[str, Sequence], # name → its answers, on the same clips
+         level: float = .95               # of all claims of the table together
+        ) -> pd.DataFrame: # a row a system: accuracy, low, high, n, rank, better_than
+    "Accuracies, and the ranks that paired tests allow; systems that they do not separate share ranks."
+    tests, n = pairwise(y, systems), len(systems)
+    shown = tests[tests.p_holm < 1 - level]
+    beats = [(t.a, t.b) if t.difference > 0 else (t.b, t.a) for t in shown.itertuples()]
+    places = {s: (1 + sum(loser == s for _, loser in beats), n - sum(winner == s for winner, _ in beats)) for s in systems}
+    rows = {s: dict(asdict(score(y, p)), rank='–'.join(map(str, dict.fromkeys(places[s]))),
+                    better_than=', '.join(loser for winner, loser in beats if winner == s)) for s, p in systems.items()}
+    table = pd.DataFrame.from_dict(rows, orient='index').rename(columns=dict(value='accuracy'))
+    return table.sort_values('accuracy', ascending=False, kind='stable')
+
+# %% ../nbs/01_metrics.ipynb #7aa3531f
+def _bin(confidence, n_bins):
+    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, n_bins + 1)[1:-1]))
+    return np.searchsorted(edges, confidence)  # equal confidences stay together
+
+def calibration_bins(y: Sequence,          # true labels
+                     p: Sequence,          # answers
+                     confidence: Sequence, # (clips,) probability of each answer
+                     n_bins: int = 10      # of about equally many clips
+                    ) -> pd.DataFrame: # a row a bin: n, confidence, accuracy, low, high
+    "Mean confidence and accuracy, with Wilson's interval, in bins of about equally many clips."
+    clips = pd.DataFrame(dict(confidence=np.asarray(confidence, float), right=np.asarray(p) == np.asarray(y)))
+    bins = clips.groupby(_bin(clips.confidence.to_numpy(), n_bins))
+    table = bins.agg(n=('right', 'size'), confidence=('confidence', 'mean'), accuracy=('right', 'mean'), k=('right', 'sum'))
+    table[['low', 'high']] = [wilson_interval(row.k, row.n) for row in table.itertuples()]
+    return table.drop(columns='k').reset_index(drop=True)
+
+# %% ../nbs/01_metrics.ipynb #51b7bf1f
+def _gap(right, confidence, n_bins=10):
+    gaps = np.bincount(_bin(confidence, n_bins), weights=right - confidence)
+    return float(np.abs(gaps).sum()/len(right))
+
+def calibration_error(y: Sequence,          # true labels
+                      p: Sequence,          # answers
+                      confidence: Sequence, # (clips,) probability of each answer
+                      n_bins: int = 10      # of about equally many clips
+                     ) -> float: # 0 for a calibrated reader of endless clips, at most 1
+    "Expected calibration error of the answers' probabilities, in bins of equal mass."
+    return _gap((np.asarray(p) == np.asarray(y)).astype(float), np.asarray(confidence, float), n_bins)
+
+# %% ../nbs/01_metrics.ipynb #c212fbb9
+def distance_score(stat: Callable,     # columns to a distance, 0 or more
+                   lucky: Callable,    # random generator to such columns where the true distance is 0
+                   *columns: Sequence, # (clips, …) each
+                   level: float = .95, # how often such an interval holds the truth
+                   seed: int = 0,      # of the resampling
+                   n: int = 1000       # resamples
+                  ) -> Score:
+    "A distance with its basic bootstrap interval, which begins at 0 unless luck alone gives smaller distances."
+    rows, of_rows = _rows_of(stat, columns)
+    value, rng = float(of_rows(rows)), np.random.default_rng(seed)
+    low, high = bootstrap_interval(rows, of_rows, level, seed, n, method='basic')
+    beyond_luck = value > np.quantile([stat(*lucky(rng)) for _ in range(n)], level)
+    return Score(value, min(max(low, 0.), value) if beyond_luck else 0., max(high, value), len(rows))
+
+def calibration_score(y: Sequence,          # true labels
+                      p: Sequence,          # answers
+                      confidence: Sequence, # (clips,) probability of each answer
+                      n_bins: int = 10,     # of about equally many clips
+                      **settings            # level, seed, n of `distance_score`
+                     ) -> Score:
+    "`calibration_error` with an interval, which begins at 0 if a calibrated reader could show as much."
+    right, confidence = (np.asarray(p) == np.asarray(y)).astype(float), np.asarray(confidence, float)
+    lucky = lambda rng: ((rng.random(len(right)) < confidence).astype(float), confidence)
+    return distance_score(lambda r, c: _gap(r, c, n_bins), lucky, right, confidence, **settings)
+
+# %% ../nbs/01_metrics.ipynb #163cd125
+def plot_reliability(ax,                   # matplotlib axes to draw on
+                     y: Sequence,          # true labels
+                     p: Sequence,          # answers
+                     confidence: Sequence, # (clips,) probability of each answer
+                     n_bins: int = 10,     # of about equally many clips
+                     title: str = ''
+                    ):
+    "Draw accuracy against confidence, with Wilson's intervals."
+    bins = calibration_bins(y, p, confidence, n_bins)
+    reach = np.abs(bins[['low', 'high']].to_numpy() - bins[['accuracy']].to_numpy()).T
+    ax.plot([0, 1], [0, 1], color='grey', ls='--', lw=1)
+    ax.errorbar(bins.confidence, bins.accuracy, reach, marker='o', ms=4, lw=1)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='accuracy', title=title, aspect='equal')
+    return ax
+
+# %% ../nbs/01_metrics.ipynb #2ccf5b2f
+@dataclass(frozen=True, repr=False)
+class Tagging:
+    "Mean average precision, and what it is the mean of."
+    score: Score        # mAP with a bootstrap interval over clips
+    table: pd.DataFrame # a row a label: positives, chance, average_precision (nan without positives)
+
+    @property
+    def left_out(self) -> list[str]:
+        "Labels that no clip has."
+        return self.table.index[self.table.positives == 0].tolist()
+
+    def __repr__(self):
+        said = f'mAP {self.score} over {len(self.table) - len(self.left_out)} of {len(self.table)} labels'
+        return said + (f'; no clip has {", ".join(self.left_out)}' if self.left_out else '')
+
+# %% ../nbs/01_metrics.ipynb #5d1f18b2
+def _average_precisions(y, scores):
+    found, has = np.full(y.shape[1], np.nan), y.any(0)
+    found[has] = [average_precision_score(t, s) for t, s in zip(y.T[has], scores.T[has])]
+    return found
+
+def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
+            scores: np.ndarray,    # (clips, labels), higher is likelier
+            labels: Sequence[str], # names of the columns
+            n: int = 200,          # resamples
+            seed: int = 0          # of the resampling
+           ) -> Tagging:
+    "Average precision of each label, and their mean over labels that have clips."
+    y, scores = np.asarray(y).astype(bool), np.asarray(scores)
+    if not y.shape == scores.shape == (len(y), len(labels)):
+        raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
+    if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
+    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=_average_precisions(y, scores))
+    table = pd.DataFrame(columns, index=pd.Index(labels, name='label'))
+    mean = lambda y, scores: np.nanmean(_average_precisions(y, scores)) if y.any() else 0.
+    return Tagging(bootstrap_score(mean, y, scores, n=n, seed=seed), table)
 
 # %% ../nbs/01_metrics.ipynb #087ab143
 def confusion(y: Sequence,          # true labels

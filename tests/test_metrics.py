@@ -3,9 +3,12 @@ import json
 from dataclasses import asdict
 import numpy as np, pytest
 from scipy.stats import binom, norm
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from logocentric.metrics import (Score, accuracy, bootstrap_interval, chance_level, confusion, macro_f1, majority_level,
-                                 mcnemar, plot_confusion, score, wilson_interval)
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+from logocentric.core import LogocentricError
+from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, calibration_bins, calibration_error, calibration_score, chance_level,
+                                 confusion, distance_score, holm, macro_f1, majority_level, mcnemar, pairwise, plot_confusion, plot_reliability, rank,
+                                 score, tagging, wilson_interval)
 
 LABELS = np.array('blues classical country disco hip-hop jazz metal pop reggae rock'.split())
 
@@ -104,3 +107,130 @@ def test_plot_confusion_rows_without_clips_are_zero():
     assert [t.get_text() for t in ax.texts] == ['0.50', '0.50', '0.00'] + ['0.00']*6
     assert ax.get_title() == 'title'
     plt.close('all')
+
+
+def test_bootstrap_score_resamples_columns_together(answers):
+    y, p, _ = answers
+    s = bootstrap_score(macro_f1, y, p, n=50)
+    assert s.value == macro_f1(y, p) and s.n == 500 and s.low < s.value < s.high
+    assert (s.low, s.high) == bootstrap_interval(np.stack([y, p], 1), lambda rows: macro_f1(*rows.T), n=50)
+    assert bootstrap_score(macro_f1, y, y, n=20) == Score(1., 1., 1., 500)
+    with pytest.raises(LogocentricError, match='different lengths'): bootstrap_score(macro_f1, y, p[1:])
+
+
+def test_basic_interval_reflects_the_percentile_one():
+    x = np.random.default_rng(0).exponential(size=80)
+    low, high = bootstrap_interval(x, n=500)
+    assert bootstrap_interval(x, n=500, method='basic') == pytest.approx((2*x.mean() - high, 2*x.mean() - low))
+
+
+@pytest.mark.parametrize('p, expected', [
+    ([.01, .04, .03, .005], [.03, .06, .06, .02]),  # .005*4, .01*3, .03*2, then .04*1 lifted to .06
+    ([.5, .6], [1., 1.]), ([.2], [.2]), ([], []), ([.01, .01], [.02, .02]),
+])
+def test_holm_by_hand(p, expected):
+    assert holm(p) == pytest.approx(expected)
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p, rejected = rng.random(6)**4, set()
+        for k, i in enumerate(p.argsort()):  # stop at the first that is kept
+            if p[i] > .05/(6 - k): break
+            rejected.add(int(i))
+        assert set(np.flatnonzero(holm(p) <= .05).tolist()) == rejected
+
+
+def three_systems():
+    "a is right on the first 60 of 100 clips, b on the first 54, c on the first 50."
+    y = np.full(100, 'x')
+    return y, {name: np.where(np.arange(100) < k, 'x', 'z') for name, k in dict(c=50, a=60, b=54).items()}
+
+
+def test_pairwise_and_ranks_that_are_not_transitive():
+    y, systems = three_systems()
+    tests = pairwise(y, systems).set_index(['a', 'b'])
+    assert tests.difference.to_dict() == pytest.approx({('c', 'a'): -.1, ('c', 'b'): -.04, ('a', 'b'): .06})
+    assert tests.p.to_dict() == pytest.approx({('c', 'a'): 2/2**10, ('c', 'b'): 2/2**4, ('a', 'b'): 2/2**6})
+    assert tests.p_holm.to_dict() == pytest.approx({('c', 'a'): 6/2**10, ('a', 'b'): 4/2**6, ('c', 'b'): 2/2**4})
+    table = rank(y, systems)  # a is better than c; b is level with both
+    assert table.index.tolist() == ['a', 'b', 'c'] and table['rank'].tolist() == ['1–2', '1–3', '2–3']
+    assert table.better_than.tolist() == ['c', '', ''] and table.loc['b', ['accuracy', 'low', 'high']].tolist() == [.54, *wilson_interval(54, 100)]
+    assert rank(y, systems, level=.9)['rank'].tolist() == ['1', '2–3', '2–3']  # 4/64 < .1
+
+
+def test_rank_of_one_and_of_equals():
+    y, systems = three_systems()
+    assert rank(y, dict(a=systems['a']))['rank'].tolist() == ['1']
+    assert rank(y, dict(a=systems['a'], again=systems['a']))['rank'].tolist() == ['1–2', '1–2']
+    with pytest.raises(ValueError, match='inconsistent'): rank(y, dict(a=systems['a'], short=systems['b'][1:]))
+
+
+def test_calibration_error_by_hand():
+    y, p = list('aaaabbbb'), list('aaazbzzz')              # three of four right, then one of four
+    confidence = [.7]*4 + [.4]*4
+    bins = calibration_bins(y, p, confidence, n_bins=2)
+    assert bins[['n', 'confidence', 'accuracy']].to_numpy().tolist() == [[4, pytest.approx(.4), .25], [4, pytest.approx(.7), .75]]
+    assert bins.loc[0, ['low', 'high']].tolist() == pytest.approx(wilson_interval(1, 4))
+    assert calibration_error(y, p, confidence, n_bins=2) == pytest.approx((.15 + .05)/2)
+    assert calibration_error(y, p, [.5]*8) == pytest.approx(0)  # equal confidences stay in one bin
+    assert calibration_error(['a'], ['b'], [.9]) == pytest.approx(.9)
+
+
+def test_calibration_bins_against_sklearn():
+    rng = np.random.default_rng(0)
+    confidence, right = rng.random(333).round(2), rng.random(333) < .5  # with ties
+    bins = calibration_bins(np.ones(333), right, confidence, 7)
+    fraction, mean = calibration_curve(right, confidence, n_bins=7, strategy='quantile')
+    assert bins.accuracy.to_numpy() == pytest.approx(fraction) and bins.confidence.to_numpy() == pytest.approx(mean) and bins.n.sum() == 333
+    assert calibration_error(np.ones(333), right, confidence, 7) == pytest.approx((bins.n*abs(fraction - mean)).sum()/333)
+
+
+def test_calibration_score_knows_luck():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(.3, 1, 300)
+    fair, sure = rng.random(300) < confidence, rng.random(300) < confidence - .3
+    honest, boaster = (calibration_score(np.ones(300), right, confidence, n=200) for right in (fair, sure))
+    assert honest.low == 0 < honest.value <= honest.high < .15
+    assert .15 < boaster.low < .3 < boaster.high and boaster.n == 300
+
+
+def test_distance_score_begins_at_zero_only_within_luck():
+    x = np.random.default_rng(0).normal(.2, 1, 100)
+    distance = lambda x: abs(x.mean())
+    within = distance_score(distance, lambda rng: (rng.normal(0, 5, 100),), x, n=200)
+    beyond = distance_score(distance, lambda rng: (np.zeros(100),), x, n=200)
+    assert within.low == 0 and within.value == beyond.value == abs(x.mean()) and within.high == beyond.high
+    low, high = bootstrap_interval(x, distance, n=200, method='basic')
+    assert (beyond.low, beyond.high) == (max(low, 0), max(high, beyond.value))
+
+
+def test_plot_reliability_draws_a_point_a_bin():
+    import matplotlib; matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    ax = plot_reliability(plt.figure().gca(), list('aaaabbbb'), list('aaazbzzz'), [.7]*4 + [.4]*4, n_bins=2, title='title')
+    points = ax.lines[1].get_xydata()
+    assert points.tolist() == [[pytest.approx(.4), .25], [pytest.approx(.7), .75]] and ax.get_title() == 'title'
+    plt.close('all')
+
+
+def test_tagging_by_hand_and_against_sklearn():
+    y = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    scores = np.array([[.9, .8, .1], [.8, .7, .2], [.7, .1, .3], [.1, .2, .4]])
+    found = tagging(y, scores, ['dog', 'guitar', 'harp'], n=50)
+    assert found.table.average_precision.tolist()[:2] == pytest.approx([1/2 + 1/2*2/3, 1/2]) and np.isnan(found.table.average_precision['harp'])
+    assert found.table.positives.tolist() == [2, 1, 0] and found.table.chance.tolist() == [.5, .25, 0]
+    assert found.score.value == pytest.approx((5/6 + 1/2)/2) and found.left_out == ['harp']
+    assert repr(found).startswith('mAP 0.667') and repr(found).endswith('(N=4) over 2 of 3 labels; no clip has harp')
+    rng = np.random.default_rng(0)
+    y, scores = rng.integers(0, 2, (60, 5)), rng.random((60, 5))
+    found = tagging(y, scores, list('abcde'), n=50)
+    assert found.score.value == pytest.approx(average_precision_score(y, scores)) and found.score.low < found.score.value < found.score.high
+    assert repr(found).endswith('over 5 of 5 labels')
+
+
+def test_tagging_refuses_what_has_no_answer():
+    with pytest.raises(LogocentricError, match='do not agree'): tagging(np.ones((4, 2)), np.ones((4, 3)), ['a', 'b', 'c'])
+    with pytest.raises(LogocentricError, match='do not agree'): tagging(np.ones((4, 2)), np.ones((4, 2)), ['a'])
+    with pytest.raises(LogocentricError, match='no clip has any label'): tagging(np.zeros((4, 1)), np.ones((4, 1)), ['a'])
