@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'gpt2_config', 'plain_attention',
-           'tokenise', 'Pairs', 'Texts', 'warm_up', 'caption', 'HeardWindow', 'Description', 'describe']
+           'tokenise', 'Pairs', 'Texts', 'warm_up', 'caption', 'draw_captions', 'HeardWindow', 'Description',
+           'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
 import numpy as np, torch, torch.nn.functional as F
@@ -392,6 +393,14 @@ def param_groups(self: Captioner,
             for group in decay_groups(self, config.weight_decay) for r in sorted({rate(p) for p in group['params']})]
 
 # %% ../nbs/30_captioner.ipynb #7b7fa82e
+def _heard(model, logmels, batch_size, desc):
+    "Features of clips, batch by batch, heard in bfloat16 where that pays."
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays(str(model.device)))
+    starts = range(0, len(logmels), batch_size)
+    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
+        batch = torch.from_numpy(np.asarray(logmels[s:s + batch_size], dtype=np.float32)).to(model.device)
+        with half: yield model.hear(batch)
+
 @torch.inference_mode()
 def caption(model: Captioner,
             logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
@@ -399,15 +408,8 @@ def caption(model: Captioner,
             desc: str = '',       # name on the progress bar; none without a name
             **kwargs              # of `Captioner.generate`
            ) -> list[str]:
-    "What the model says of each clip, heard in bfloat16 where that pays."
-    model, texts = model.eval(), []
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays(str(model.device)))
-    starts = range(0, len(logmels), batch_size)
-    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        batch = torch.from_numpy(np.asarray(logmels[s:s + batch_size], dtype=np.float32)).to(model.device)
-        with half: features = model.hear(batch)
-        texts += model.say(features, **kwargs)
-    return texts
+    "What the model says of each clip."
+    return [text for features in _heard(model.eval(), logmels, batch_size, desc) for text in model.say(features, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #0a67c140
 @patch
@@ -418,6 +420,26 @@ def say(self: Captioner,
     "Features of sounds → descriptions."
     tokens = self.generate(audio=self.prefix(features), **kwargs)
     return [t.strip() for t in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+# %% ../nbs/30_captioner.ipynb #30a00002
+@torch.inference_mode()
+def draw_captions(model: Captioner,
+                  logmels,                  # (clips, frames, mels) array, natural log
+                  n: int = 8,               # descriptions of each clip
+                  temperature: float = .7,  # of the draw; 1 is the model's own distribution
+                  seed: int = 0,            # of the draw
+                  batch_size: int = 16,     # clips at a time
+                  desc: str = '',           # name on the progress bar; none without a name
+                  **kwargs                  # of `Captioner.generate`
+                 ) -> list[list[str]]:      # (clips, n)
+    "Several descriptions of each clip, drawn at random."
+    model, texts = model.eval(), []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for features in _heard(model, logmels, batch_size, desc):
+            said = model.say(features.repeat_interleave(n, 0), do_sample=True, temperature=temperature, top_k=0, **kwargs)
+            texts += [list(group) for group in chunked(said, n)]
+    return texts
 
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch

@@ -148,6 +148,7 @@ def config_hash(config: dict, # any JSON-like configuration; the order of keys d
     return hashlib.sha256(text.encode()).hexdigest()[:n]
 
 # %% ../nbs/00_core.ipynb #3e86b60d
+@lru_cache
 def code_hash(*modules: str # names of modules of this package
              ) -> str:
     "A short hash of what some modules do: comments and layout do not count, the facts file does where `knowledge` is asked for."

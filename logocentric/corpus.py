@@ -94,11 +94,11 @@ LEADS = dict(
 # %% ../nbs/11_corpus.ipynb #16fbf390
 ACCOMPANIMENTS = dict(
     power_chords=['distorted power chords', 'a wall of distorted power chords', 'heavily distorted guitar chords'],
-    skank=['off-beat guitar chops', 'clipped chords on the off-beat', 'choppy off-beat chords'],
+    skank=['off-beat guitar chops', 'clipped guitar chords on the off-beat', 'choppy off-beat guitar chords'],
     strum=['strummed acoustic guitar', 'a strummed guitar', 'steady guitar strumming'],
     picking=['finger-picked guitar', 'finger-picked acoustic guitar', 'gentle guitar picking'],
     boogie=['a chugging guitar boogie', 'a boogie figure on guitar', 'a chugging boogie guitar'],
-    comping=['syncopated piano comping', 'sparse comping chords', 'loose, syncopated comping'],
+    comping=['syncopated piano comping', 'sparse piano comping', 'loose, syncopated piano chords'],
     block_piano=['piano chords on the beat', 'plain piano chords', 'steady block chords on piano'],
     piano_arpeggio=['flowing piano arpeggios', 'rippling piano arpeggios', 'broken chords on piano'],
     counterpoint=['interweaving string lines', 'counterpoint between strings', 'several string parts in counterpoint'],
@@ -378,11 +378,11 @@ def moods(attributes: dict, rng: np.random.Generator) -> list[str]:
 
 # %% ../nbs/11_corpus.ipynb #67df56ab
 SHAPES = [
-    '{a} and {b}, with {drums}, {bass} and {accompaniment} under {lead}, at {tempo}{feel}, with {harmony} and {production}; the mood is {m} and {n}',
-    '{a} and {b}, with {lead} over {accompaniment}, {bass} and {drums}, with {harmony}, {tempo}{feel} and {production}; it sounds {m} and {n}',
-    '{a} and {b}, led by {lead} with {accompaniment}, {bass} and {drums}; it has {harmony}, {tempo}{feel} and {production}, and the mood is {m} and {n}',
-    '{a} and {b} at {tempo}{feel}, with {harmony}, {drums}, {bass}, {accompaniment} and {lead} in front; with {production} it makes a {m} and {n} mood',
-    '{a} and {b}, with {production}; there is {harmony} at {tempo}{feel}, with {lead} above {bass}, {accompaniment} and {drums}; the feeling is {m} and {n}']
+    '{a} and {b}, with {drums}, {bass} and {accompaniment} under {lead}, at {tempo} with {feel}, with {harmony} and {production}; the mood is {m} and {n}',
+    '{a} and {b}, with {lead} over {accompaniment}, {bass} and {drums}, with {harmony}, {tempo} with {feel} and {production}; it sounds {m} and {n}',
+    '{a} and {b}, led by {lead} with {accompaniment}, {bass} and {drums}; it has {harmony}, {tempo} with {feel} and {production}, and the mood is {m} and {n}',
+    '{a} and {b} at {tempo} with {feel}, with {harmony}, {drums}, {bass}, {accompaniment} and {lead} in front; with {production} it makes a {m} and {n} mood',
+    '{a} and {b}, with {production}; there is {harmony} at {tempo} with {feel}, with {lead} above {bass}, {accompaniment} and {drums}; the feeling is {m} and {n}']
 
 # %% ../nbs/11_corpus.ipynb #4b4bb74f
 def _article(text):
@@ -396,7 +396,6 @@ def describe_clip(spec: ClipSpec,   # the clip
     "A true sentence about a clip, which reads on from *The music feels* and never names a genre."
     rng, attributes = spec.rng(10 + variant), spec.attributes
     words = {a: str(rng.choice(t[attributes[a]])) for a, t in ATTRIBUTES.items()}
-    words['feel'] = f" with {words['feel']}" if attributes['feel'] != 'straight' or rng.random() < .2 else ''
     (a, b), (m, n) = adjectives(attributes, rng), moods(attributes, rng)
     return _article(str(rng.choice(SHAPES)).format(a=a, b=b, m=m, n=n, **words))
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'TEST_SETS', 'RATIOS', 'SOUND_SEEDS', 'STARTS', 'EXPERIMENTS', 'RENDERED', 'TITLES', 'STYLE', 'Scale', 'Lab',
-           'Crops', 'history', 'table', 'notebook_path', 'run_output', 'run_experiment', 'Step', 'Road', 'walk',
-           'walk_abreast', 'walk_fast', 'published', 'results_table', 'paired_sentence', 'report', 'is_reproduced',
-           'travel', 'reproduce']
+           'Crops', 'history', 'table', 'task_split', 'task_table', 'notebook_path', 'run_output', 'run_experiment',
+           'Step', 'Road', 'walk', 'walk_abreast', 'walk_fast', 'published', 'results_table', 'paired_sentence',
+           'report', 'is_reproduced', 'travel', 'reproduce']
 
 # %% ../nbs/50_experiments.ipynb #5b00aee8
-import multiprocessing, os, shutil, threading, time
+import multiprocessing, os, shutil, threading, time, warnings
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -22,19 +22,20 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, caption, gpt2_config, warm_up
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, caption, draw_captions, gpt2_config, warm_up
 from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
                               project_root, quiet, read_json, run_path, save_record, set_seed, stage, write_json)
-from .corpus import LABELS, Corpus, build_corpus, difficulty
+from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
 from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate
-from .knowledge import knowledge_text, train_tokenizer
+from .knowledge import Sentence, knowledge, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
 from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from .pretrain import Listening, Objective, pretrain
 from .reader import SIZES, train_reasoner
-from .reasoner import Reasoner
+from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
 from .sounds import SoundCorpus, build_sounds
+from .tasks import METRICS, TASKS, Task, supervised
 from .training import History, TrainConfig, evaluate, train
 
 # %% ../nbs/50_experiments.ipynb #e0cb9fe8
@@ -59,6 +60,7 @@ class Scale:
     caption_tokens: int = 90       # longest description
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
     baseline_labels: int = 2000    # labelled clips that the supervised baseline learns from
+    draws: int = 8                 # descriptions of each clip that are drawn beside the likeliest one
     beside: float = 0.             # clips of other sound, with their descriptions, for each clip of music that a captioner hears
     start: str = 'paper'           # where the captioner's encoder begins, one of `STARTS`
     sounds: int = 0                # clips of sound that is not music, for `ear`
@@ -76,8 +78,8 @@ def _scales():
         mae=TrainConfig(steps=400, batch_size=64, lr=3e-3, mixed_precision='auto'),
         decoder=dict(n_embd=128, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.),
         warmup=TrainConfig(steps=300, batch_size=64, lr=3e-3, mixed_precision='auto'),
-        captioner=TrainConfig(steps=800, batch_size=32, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=160),
-        bridge=dict(spoken_share=.25, seen_share=.3), ear_rate=.05, sentences=110_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
+        captioner=TrainConfig(steps=1600, batch_size=32, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=160),
+        bridge=dict(spoken_share=.25, seen_share=.3), ear_rate=.05, sentences=150_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
         ear=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=.05, mixed_precision='auto', keep='last'))
     epochs = lambda n, batch: n*25_723//batch
     paper = Scale(
@@ -108,7 +110,7 @@ class Lab:
 
 # %% ../nbs/50_experiments.ipynb #62f6635e
 TEST_SETS = dict(gtzan='ten genres', gtzan_shifted='ten genres, shifted', fma_shifted='eight genres, shifted')
-_SPLITS = dict(train=(0, None, False), valid=(1, None, False), heldout=(2, None, False), gtzan=(3, 'gtzan', False),
+_SPLITS = dict(train=(0, None, False), valid=(1, None, False), fma_valid=(1, None, False), heldout=(2, None, False), gtzan=(3, 'gtzan', False),
                gtzan_shifted=(4, 'gtzan', True), fma_shifted=(5, 'fma', True))
 
 # %% ../nbs/50_experiments.ipynb #b4aa1b53
@@ -166,10 +168,11 @@ def normalised(self: Lab, split: str, rows) -> torch.Tensor:
 
 # %% ../nbs/50_experiments.ipynb #1c1f8a81
 @patch
-def knowledge(self: Lab) -> list[str]:
+def knowledge(self: Lab) -> list[Sentence]:
     "Sentences of music knowledge, made from the facts file."
-    def make(folder): write_json(folder/'sentences.json', knowledge_text(self.scale.sentences, seed=self.seed))
-    return read_json(stage('knowledge', dict(n=self.scale.sentences, seed=self.seed, code=code_hash('knowledge')), make)/'sentences.json')
+    def make(folder): write_json(folder/'sentences.json', knowledge(self.scale.sentences, seed=self.seed))
+    folder = stage('knowledge', dict(n=self.scale.sentences, seed=self.seed, code=code_hash('knowledge')), make)
+    return [Sentence(*row) for row in read_json(folder/'sentences.json')]
 
 # %% ../nbs/50_experiments.ipynb #2a0b685c
 @patch
@@ -179,7 +182,7 @@ def tokenizer_folder(self: Lab) -> Path:
     config = dict(train=self.corpus('train').folder.name, beside=beside and beside.folder.name, sentences=self.scale.sentences, vocabulary=self.scale.vocabulary, seed=self.seed,
                   code=code_hash('knowledge'))
     def make(folder):
-        texts = [*self.corpus('train').table.description, *([] if beside is None else beside.table.description), *self.knowledge()[:8000]]
+        texts = [*self.corpus('train').table.description, *([] if beside is None else beside.table.description), *(s.text for s in self.knowledge()[:8000])]
         train_tokenizer(texts, self.scale.vocabulary).save_pretrained(folder)
     return stage('tokenizer', config, make)
 
@@ -422,6 +425,25 @@ def captions(self: Lab, split: str, n_pairs: int | None) -> list[str]:
         write_json(folder/'captions.json', texts)
     return read_json(stage('captions', config, make)/'captions.json')
 
+# %% ../nbs/50_experiments.ipynb #50a00002
+@patch
+def drawn(self: Lab, split: str, n_pairs: int) -> list[list[str]]: # (clips, draws)
+    "Several descriptions of each asked clip, drawn at random."
+    config = dict(captioner=self.captioner(n_pairs).name, corpus=self.corpus(split).folder.name, split=split, tokens=self.scale.caption_tokens, draws=self.scale.draws)
+    def make(folder):
+        model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
+        rows = self.clips(split).index.to_numpy()
+        texts = draw_captions(model, self.corpus(split).features[rows], self.scale.draws, desc=f'describe {split} {self.scale.draws} times',
+                              max_new_tokens=self.scale.caption_tokens)
+        write_json(folder/'captions.json', texts)
+    return read_json(stage('drawn', config, make)/'captions.json')
+
+# %% ../nbs/50_experiments.ipynb #50a00003
+@patch
+def descriptions(self: Lab, split: str, n_pairs: int | None, drawn: bool = False) -> list[str] | list[list[str]]:
+    "What is read: the true descriptions (`n_pairs=None`), the likeliest predicted ones, or several drawn ones of each clip."
+    return self.drawn(split, n_pairs) if drawn and n_pairs else self.captions(split, n_pairs)
+
 # %% ../nbs/50_experiments.ipynb #fe0339be
 @patch
 def examples(self: Lab, n: int = 4) -> pd.DataFrame:
@@ -443,20 +465,37 @@ def reasoner(self: Lab, reader: str) -> Path | str:
 
 # %% ../nbs/50_experiments.ipynb #040ab0ff
 @patch
-def scores(self: Lab, split: str, reader: str, n_pairs: int | None, rule: str, prompt: str) -> np.ndarray:
-    "Score of every label for every asked clip, (clips, labels)."
-    captions = self.captions(split, n_pairs)
-    config = dict(captions=config_hash(dict(captions=captions)), reader=Path(self.reasoner(reader)).name, labels=self.labels(split), rule=rule, prompt=prompt)
+def asked(self: Lab, task: Task, descriptions: list, reader: str, rule: str = 'sum') -> Scores: # (clips, labels)
+    "What a reader scores for a task; several descriptions of a clip are pooled."
+    several = [[d] if isinstance(d, str) else d for d in descriptions]
+    config = dict(descriptions=config_hash(dict(d=several)), reader=Path(self.reasoner(reader)).name, prompt=task.prompt, labels=task.labels, kind=task.kind, rule=rule, code=code_hash('reasoner'))
     def make(folder):
         model = Reasoner.from_pretrained(self.reasoner(reader))
-        np.save(folder/'scores.npy', model.reason(captions, self.labels(split), prompt=prompt, rule=rule).values)
-    return np.load(stage('scores', config, make)/'scores.npy')
+        read = [d.strip() or 'nothing' for group in several for d in group]  # a captioner may be lost for words
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', LabelWarning)
+            np.save(folder/'scores.npy', task.ask(model, read, rule).values)
+    values = np.load(stage('scores', config, make)/'scores.npy')
+    return task.pool(values, len(several[0]) if several else 1)
+
+@patch
+def prior(self: Lab, task: Task, reader: str, rule: str = 'sum') -> Scores: # (1, labels)
+    "What a reader answers to a blank description."
+    config = dict(reader=Path(self.reasoner(reader)).name, prompt=task.prompt, labels=task.labels, rule=rule, code=code_hash('reasoner'))
+    def make(folder): np.save(folder/'scores.npy', Reasoner.from_pretrained(self.reasoner(reader)).prior(task.labels, task.prompt, rule).values)
+    return Scores(np.load(stage('prior', config, make)/'scores.npy'), list(task.labels))
 
 # %% ../nbs/50_experiments.ipynb #873d1b11
 @patch
-def answers(self: Lab, split: str, reader: str, n_pairs: int | None, rule: str = 'sum', prompt: str = 'tables') -> np.ndarray:
+def scores(self: Lab, split: str, reader: str, n_pairs: int | None, rule: str = 'sum', prompt: str = 'tables', drawn: bool = False) -> Scores:
+    "Score of every genre of a split for every asked clip, (clips, labels)."
+    task = Task('genre', PROMPTS.get(prompt, prompt), [l.lower() for l in self.labels(split)])
+    return self.asked(task, self.descriptions(split, n_pairs, drawn), reader, rule)
+
+@patch
+def answers(self: Lab, split: str, reader: str, n_pairs: int | None, rule: str = 'sum', prompt: str = 'tables', drawn: bool = False) -> np.ndarray:
     "The label with the highest score for every asked clip, read from predicted (`n_pairs`) or true (`None`) descriptions."
-    return np.array(self.labels(split))[self.scores(split, reader, n_pairs, rule, prompt).argmax(1)]
+    return np.array(self.labels(split))[self.scores(split, reader, n_pairs, rule, prompt, drawn).values.argmax(1)]
 
 # %% ../nbs/50_experiments.ipynb #59cbb7ae
 @patch
@@ -467,10 +506,11 @@ def reader_sizes(self: Lab) -> dict[str, int]:
 # %% ../nbs/50_experiments.ipynb #c16ca52c
 @patch
 def row(self: Lab, split: str, reader: str, n_pairs: int, rule: str = 'sum', prompt: str = 'tables') -> dict:
-    "Accuracy of one reader on one split, from predicted and from true descriptions."
-    truth = self.truth(split)
-    measure = lambda pairs: asdict(score(truth, self.answers(split, reader, pairs, rule, prompt)))
-    return dict(test=split, reader=reader, pairs=n_pairs, captioner=self.captioner(n_pairs).name, reasoner=Path(self.reasoner(reader)).name, n=len(truth), predicted=measure(n_pairs), true=measure(None))
+    "Accuracy of one reader on one split, from predicted and from true descriptions; with most pairs also from several drawn ones."
+    truth, draws = self.truth(split), self.scale.draws if n_pairs == self.scale.pairs[-1] else None
+    measure = lambda pairs, drawn=False: asdict(score(truth, self.answers(split, reader, pairs, rule, prompt, drawn)))
+    return dict(test=split, reader=reader, pairs=n_pairs, captioner=self.captioner(n_pairs).name, reasoner=Path(self.reasoner(reader)).name, n=len(truth),
+                predicted=measure(n_pairs), draws=draws, drawn=draws and measure(n_pairs, True), true=measure(None))
 
 # %% ../nbs/50_experiments.ipynb #073f00e6
 @patch
@@ -499,10 +539,59 @@ def table(rows: list[dict],  # from `Lab.row`
          ) -> pd.DataFrame:
     "Rows and reference lines as one readable table."
     shown = [{'test set': TEST_SETS[r['test']], 'N': r['n'], 'reader': r['reader'], 'pairs': f"{r['pairs']:,}",
-              'from predicted words': with_interval(r['predicted'], '.1%'), 'from true words': with_interval(r['true'], '.1%'),
+              'from predicted words': with_interval(r['predicted'], '.1%'), 'pooled over drawn words': with_interval(r['drawn'], '.1%') if r['drawn'] else '–',
+              'from true words': with_interval(r['true'], '.1%'),
               'supervised log-mel': with_interval(lines[r['test']]['supervised'], '.1%'), 'majority': f"{lines[r['test']]['majority']:.1%}",
               'chance': f"{lines[r['test']]['chance']:.1%}"} for r in rows]
     return pd.DataFrame(shown).set_index(['test set', 'N'])
+
+# %% ../nbs/50_experiments.ipynb #50a00011
+def task_split(task: Task) -> str:
+    "The test set on which a task is asked."
+    return 'fma_shifted' if task.name == 'genre (FMA)' else 'gtzan'
+
+@patch
+def task_scores(self: Lab, task: Task, n_pairs: int | None, drawn: bool = False, rule: str = 'sum', split: str | None = None) -> tuple[Scores, list]:
+    "What the largest reader scores for a task on the clips that it asks of, and their true answers."
+    split = split or task_split(task)
+    rows, truth = task.asked_of(self.clips(split))
+    described = self.descriptions(split, n_pairs, drawn)
+    return self.asked(task, [described[i] for i in rows], self.scale.readers[-1], rule), truth
+
+# %% ../nbs/50_experiments.ipynb #50a00013
+@patch
+def task_lines(self: Lab, task: Task) -> dict:
+    "Chance, the commonest answer, and a supervised model on statistics of the log-mel, for one task."
+    split, train = task_split(task), self.corpus('train')
+    rows, truth = task.asked_of(self.clips(split))
+    known, answers = task.asked_of(train.table)
+    known, answers = known[:self.scale.baseline_labels], answers[:self.scale.baseline_labels]
+    config = dict(train=train.folder.name, test=self.corpus(split).folder.name, n=len(known), task=task.name, labels=task.labels, kind=task.kind, code=code_hash('tasks'))
+    def make(folder):
+        test = self.corpus(split).features[self.clips(split).index.to_numpy()[rows]]
+        found = supervised(task, logmel_statistics(train.features[known]), answers, logmel_statistics(test))
+        write_json(folder/'supervised.json', asdict(task.judge(found, truth)))
+    return dict(chance=task.chance(truth), majority=task.majority(answers, truth), supervised_labels=len(known),
+                supervised=read_json(stage('supervised', config, make)/'supervised.json'))
+
+# %% ../nbs/50_experiments.ipynb #50a00014
+@patch
+def task_row(self: Lab, name: str, rule: str = 'sum') -> dict:
+    "How well one task is answered from predicted, from drawn and from true descriptions, with its lines."
+    task, pairs = TASKS[name], self.scale.pairs[-1]
+    judge = lambda *source: asdict(task.judge(*self.task_scores(task, *source, rule=rule)))
+    return dict(task=name, about=task.about, metric=METRICS[task.kind], test=task_split(task), n=len(self.task_scores(task, None, rule=rule)[1]), answers=len(task.labels),
+                **self.task_lines(task), predicted=judge(pairs), drawn=judge(pairs, True), true=judge(None))
+
+# %% ../nbs/50_experiments.ipynb #50a00015
+def task_table(rows: list[dict] # from `Lab.task_row`
+              ) -> pd.DataFrame:
+    "Rows of tasks as one readable table."
+    form = lambda r: (lambda key: with_interval(r[key], '.1f' if r['metric'] == METRICS['number'] else '.3f'))
+    shown = [{'task': r['task'], 'N': r['n'], 'answers': r['answers'], 'metric': r['metric'], 'chance': round(r['chance'], 3), 'majority': round(r['majority'], 3),
+              'supervised log-mel': form(r)('supervised'), 'from predicted words': form(r)('predicted'), 'pooled over drawn words': form(r)('drawn'),
+              'from true words': form(r)('true')} for r in rows]
+    return pd.DataFrame(shown).set_index('task')
 
 # %% ../nbs/50_experiments.ipynb #f55780a2
 @patch(as_prop=True)
@@ -622,6 +711,7 @@ def answering(self: Lab) -> list[Step]:
     "What comes last: descriptions, baselines, label scores."
     few, many = self.scale.pairs
     words = [Step(f'describe {split} ({n:,} pairs)', 15, 'captions', (split, n)) for n in (many, few) for split in TEST_SETS]
+    words += [Step(f'describe {split} {self.scale.draws} times', 60, 'drawn', (split, many)) for split in TEST_SETS]
     words.append(Step('describe valid', 5, 'captions', ('valid', many)))
     lines = [Step(f'supervised baseline on {t}', 5, 'reference_lines', (t,)) for t in TEST_SETS]
     asked = [(t, r, n) for t in TEST_SETS for r in self.scale.readers for n in (many, None)] + [(t, self.scale.readers[-1], few) for t in TEST_SETS]

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['DIMENSIONS', 'HOW_OFTEN', 'DIMENSION_WEIGHTS', 'STRAY', 'STRAY_ELSEWHERE', 'THINGS', 'STATEMENTS', 'JOINERS',
-           'FRAMES', 'ANSWERS', 'OBJECTS', 'GENRE_FIRST', 'KINDS', 'BROKEN_WORDS', 'END_OF_TEXT', 'load_facts',
-           'genres', 'expand', 'n_phrases', 'draw_idea', 'draw_features', 'tell_body', 'tell', 'knowledge_text',
-           'train_tokenizer', 'words', 'ngrams', 'coverage']
+           'FRAMES', 'ANSWERS', 'OBJECTS', 'GENRE_FIRST', 'KINDS', 'TOPICS', 'YES_OR_NO', 'TOPIC_WEIGHTS',
+           'GENRE_SHARE', 'HOW_LONG', 'HOW_MANY_MORE', 'BROKEN_WORDS', 'END_OF_TEXT', 'load_facts', 'genres', 'expand',
+           'n_phrases', 'draw_idea', 'draw_features', 'tell_body', 'answer_of', 'draw_presence', 'draw_question',
+           'Sentence', 'tell', 'knowledge', 'knowledge_text', 'train_tokenizer', 'words', 'ngrams', 'coverage']
 
 # %% ../nbs/35_knowledge.ipynb #c8d8c4a8
 import random, re, tomllib
 from collections import Counter
 from functools import lru_cache
 from importlib.resources import files
+from typing import NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -147,27 +149,122 @@ def tell_body(features: list[tuple[str, str]], rng: random.Random, bodies: list[
     for slot, phrases in zip(slots, filled): body = body.replace('{%s}' % slot, _join(phrases, slot, rng), 1)
     return body
 
-# %% ../nbs/35_knowledge.ipynb #549ca65e
+# %% ../nbs/35_knowledge.ipynb #35a00004
+def _vote(facts, features):
+    "The answer that leads by two voices; the middle one where none does."
+    heard = Counter(f'{d}.{idea}' for d, idea in features)
+    voices = Counter({answer: sum(heard[idea] for idea in ideas) for answer, ideas in facts['voices'].items()})
+    (best, most), (_, next_most) = voices.most_common(2)
+    return best if most - next_most >= 2 else facts.get('middle') if most else None
+
+def answer_of(topic: str,                      # a topic of the facts file
+              features: list[tuple[str, str]], # what is heard
+              rng: random.Random) -> str | None:
+    "What a listener answers, or `None` if these features do not tell."
+    facts = load_facts()['topic'][topic]
+    if 'voices' in facts: return _vote(facts, features)
+    names = [name for d, idea in features if d == facts['of'] for name in facts['answers'].get(idea, [])]
+    return rng.choice(names) if names else None
+
+# %% ../nbs/35_knowledge.ipynb #35a00007
+def draw_presence(features: list[tuple[str, str]], rng: random.Random) -> tuple[str, str] | None:
+    "A thing to ask for and whether it is heard, one as likely as the other; `None` if nothing can be asked."
+    told, heard = {d for d, _ in features}, {f'{d}.{idea}' for d, idea in features}
+    things = load_facts()['presence']
+    present = [thing for thing, ideas in things.items() if heard & set(ideas)]
+    absent = [thing for thing, ideas in things.items() if thing not in present and {i.split('.')[0] for i in ideas} <= told]
+    if present and rng.random() < .5: return rng.choice(present), 'yes'
+    return (rng.choice(absent), 'no') if absent else None
+
+# %% ../nbs/35_knowledge.ipynb #35a00010
+TOPICS = [
+    '{body}. (The|Then the) {ask}(:| here:| is| -) {answer}.', '{body}; {ask}: {answer}.', '{body}, so the {ask} is {answer}.', '{body}. {ask}: {answer}.', '{body}, hence the {ask}: {answer}.',
+    '{body}. Now the {ask}: {answer}.', '{body}, and the {ask} is {answer}.', '{body}. Its {ask}, then, is {answer}.', '{body}. I would say its {ask} must be {answer}.', '{body} - {ask} {answer}.', '{body}. So the {ask} of it is {answer}.',
+    '{body}. What is the {ask}? {answer}.', '{body}, and which {ask} is that? {answer}.', "{body}. What's its {ask}? {answer}.", 'What is the {ask} of this: {body}? {answer}.', 'Q: {body}, {ask}? A: {answer}.',
+    'Name the {ask}: {body}. {answer}.', '{body}. Asked for the {ask}, a listener answers {answer}.', '{body}, and its {ask}? {answer}.',
+]
+YES_OR_NO = [
+    '{body}. Is there {ask}? {answer}.', '{body}. Can you make out {ask}? {answer}.', '{body}. Any sign of {ask}? {answer}.', '{body}. {ask}? {answer}.', 'Q: {body}, and {ask} too? A: {answer}.', 'Is there {ask} in this: {body}? {answer}.',
+    '{body}. Does it have {ask}? {answer}.', '{body}; with {ask}? {answer}.', '{body}. Somebody asks for {ask}: {answer}.', '{body}. Is {ask} part of it? {answer}.', 'Listen for {ask}: {body}. {answer}.', '{body}. Has it got {ask}? {answer}.',
+]
+
+# %% ../nbs/35_knowledge.ipynb #35a00011
+TOPIC_WEIGHTS = dict(tempo=1., bpm=.7, lead=2., beat=1.5, mode=1.2, rhythm=.8, sound=.8, energy=1., mood=1.2, presence=4.) # how often each is asked
+
+def draw_question(topic: str, features: list[tuple[str, str]], rng: random.Random) -> tuple[list[str], str, str] | None:
+    "Shapes of a question, what is asked, and the answer; `None` if the features do not tell."
+    if topic == 'presence':
+        found = draw_presence(features, rng)
+        return found and (YES_OR_NO, *found)
+    answer = answer_of(topic, features, rng)
+    return answer and (TOPICS, rng.choice(load_facts()['topic'][topic]['ask']), answer)
+
+# %% ../nbs/35_knowledge.ipynb #35a00015
+class Sentence(NamedTuple):
+    "A piece of knowledge."
+    text: str
+    answers: list[tuple[int, int]] # where the answers stand, as spans of characters
+
+def _mark(answer): return f'\x01{answer}\x02'
+
+def _unmark(text):
+    "A sentence from a text with marked answers."
+    spans = [(m.start() - 2*k, m.end() - 2*k - 2) for k, m in enumerate(re.finditer('\x01.*?\x02', text))]
+    return Sentence(re.sub('[\x01\x02]', '', text), spans)
+
+# %% ../nbs/35_knowledge.ipynb #35a00017
+GENRE_SHARE = .45                           # of the sentences ask for the genre first
+HOW_LONG = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11) # features of a sentence, each as often
+HOW_MANY_MORE = (.3, .2, .2, .2, .1)        # how often no, one, two, three, four more questions follow
+
+def _capital(text): return text[0].upper() + text[1:]
+
+def _frame(shapes, ask, answer, rng):
+    return expand(rng.choice(shapes), rng).replace('{ask}', ask).replace('{answer}', _mark(answer))
+
+def _follow(shapes, ask, answer, rng):
+    "A question that comes after the body."
+    short = [s.removeprefix('{body}').lstrip(' .,;-') for s in shapes if s.startswith('{body}')]
+    return ' ' + _capital(_frame(short, ask, answer, rng))
+
+# %% ../nbs/35_knowledge.ipynb #35a00018
 def _draw_strand(genre, rng):
     strands = [s for s in load_facts()['strand'] if genre in s['files']]
     return rng.choices(strands, [s['share']*s['files'][genre] for s in strands])[0]
 
-def tell(genre: str, rng: random.Random) -> str:
-    "One sentence about a genre."
-    features = draw_features(_draw_strand(genre, rng), rng.choice((2, 4, 5, 6, 7, 8, 9, 10, 11, 11)), rng)
-    shapes, = rng.choices([shapes for shapes, _ in KINDS], [share for _, share in KINDS])
-    frame = expand(rng.choice(shapes), rng)
-    body = tell_body(features, rng, THINGS if '{things}' in frame else THINGS + STATEMENTS)
-    if rng.random() < .6 and frame.startswith('{'): body = body[0].upper() + body[1:]
-    return _tidy(re.sub(r'{body}|{things}', lambda _: body, frame).replace('{genre}', genre))
+def _draw_questions(features, n, rng):
+    topics = sorted(TOPIC_WEIGHTS, key=lambda t: rng.random()**(1/TOPIC_WEIGHTS[t]))[-n:] if n else []
+    return [q for q in (draw_question(t, features, rng) for t in topics) if q]
 
-# %% ../nbs/35_knowledge.ipynb #d4237f73
-def knowledge_text(n: int,       # how many sentences
-                   seed: int = 0 # which ones
-                  ) -> list[str]:
-    "`n` sentences of musical knowledge, one a row, all genres equally often."
+def _first_frame(genre, questions, rng):
+    "The frame around the body: for the genre, or for the first question, which is taken off the list."
+    if questions and rng.random() > GENRE_SHARE: return _frame(*questions.pop(0), rng)
+    shapes, = rng.choices([shapes for shapes, _ in KINDS], [share for _, share in KINDS])
+    return expand(rng.choice(shapes), rng).replace('{genre}', _mark(genre))
+
+# %% ../nbs/35_knowledge.ipynb #35a00019
+def tell(genre: str, rng: random.Random) -> Sentence:
+    "One sentence about music of a genre, with questions and answers."
+    features = draw_features(_draw_strand(genre, rng), rng.choice(HOW_LONG), rng)
+    more, = rng.choices(range(len(HOW_MANY_MORE)), HOW_MANY_MORE)
+    questions = _draw_questions(features, more + 1, rng)
+    frame = _first_frame(genre, questions, rng)
+    body = tell_body(features, rng, THINGS if '{things}' in frame else THINGS + STATEMENTS)
+    if rng.random() < .6 and frame.startswith('{'): body = _capital(body)
+    text = re.sub(r'{body}|{things}', lambda _: body, frame) + ''.join(_follow(*q, rng) for q in questions[:more])
+    return _unmark(_tidy(text))
+
+# %% ../nbs/35_knowledge.ipynb #35a00020
+def knowledge(n: int,       # how many sentences
+              seed: int = 0 # which ones
+             ) -> list[Sentence]:
+    "`n` sentences of musical knowledge, all genres equally often."
     rng, names = random.Random(seed), genres()
     return [tell(rng.choice(names), rng) for _ in range(n)]
+
+def knowledge_text(n: int, seed: int = 0) -> list[str]:
+    "The texts of `knowledge`, one sentence a row."
+    return [sentence.text for sentence in knowledge(n, seed)]
 
 # %% ../nbs/35_knowledge.ipynb #b1985a9a
 BROKEN_WORDS = 'reggae disco experimental hip-hop'.split() # left out of the tokenizer's training

@@ -3,7 +3,7 @@ import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
-from logocentric.captioner import Captioner
+from logocentric.captioner import Captioner, describe
 from logocentric.cli import app, sound_files
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.knowledge import knowledge_text, train_tokenizer
@@ -39,7 +39,7 @@ def sounds(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['reproduce']])
+@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['ask'], ['reproduce']])
 def test_help(command):
     said = run(app, [*command, '--help'])
     assert said.exit_code == 0 and 'Usage' in said.output
@@ -77,6 +77,96 @@ def test_classify_scores_every_label(sounds, model):
     row = json.loads(said.stdout)['files'][0]
     assert set(row['scores']) == {'blues', 'jazz', 'hip-hop'} and sum(row['scores'].values()) == pytest.approx(1, abs=1e-4)
     assert row['label'] == max(row['scores'], key=row['scores'].get)
+
+
+def answers(model, *arguments):
+    "The rows of an `ask` or `classify` as JSON."
+    said = run(app, [*map(str, arguments), '--model', str(model), '--json', '-'])
+    assert said.exit_code == 0, said.output
+    return json.loads(said.stdout)['files']
+
+
+def test_ask_puts_the_question_behind_the_description(sounds, model):
+    row, = answers(model, 'ask', sounds/'noise.wav', 'So its tempo is', '--options', 'slow, fast,very fast')
+    read = Reasoner.from_pretrained(model/'reasoner').reason([row['text']], ['slow', 'fast', 'very fast'], 'The music feels {description}. So its tempo is', 'sum')
+    assert row['scores'] == pytest.approx(read.probabilities.iloc[0].to_dict(), abs=1e-5)
+    assert row['label'] == read.predictions[0] and row['answered_from'] == [row['text']] and 0 <= row['novelty'] <= 1
+
+
+def test_ask_takes_a_whole_prompt_and_answers_yes_or_no_by_default(sounds, model):
+    prompt = 'Question: {description}, and does one hear a choir? Answer:'
+    row, = answers(model, 'ask', sounds/'noise.wav', prompt)
+    read = Reasoner.from_pretrained(model/'reasoner').reason([row['text']], ['yes', 'no'], prompt, 'sum')
+    assert row['scores'] == pytest.approx(read.probabilities.iloc[0].to_dict(), abs=1e-5) and set(row['scores']) == {'yes', 'no'}
+
+
+def test_ask_prints_the_best_answer_first(sounds, model):
+    said = run(app, ['ask', str(sounds/'noise.wav'), 'So its tempo is', '--options', 'slow,moderate,fast', '--model', str(model)])
+    lines = said.stdout.splitlines()
+    shares = [float(l.split('%')[0]) for l in lines[2:5]]
+    assert said.exit_code == 0 and lines[0] == str(sounds/'noise.wav') and {l.split()[-1] for l in lines[2:5]} == {'slow', 'moderate', 'fast'}
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=.2) and 'novelty' in lines[5] and 'rendered' in said.stdout
+
+
+def test_ask_several_files_and_folders(sounds, model, tmp_path):
+    (tmp_path/'sub').mkdir()
+    sf.write(tmp_path/'sub'/'other.wav', np.random.default_rng(1).normal(0, .1, 16000*2), 16000)
+    rows = answers(model, 'ask', sounds/'noise.wav', tmp_path/'sub', '--options', 'slow,fast', 'So its tempo is')
+    assert [Path(r['file']).name for r in rows] == ['noise.wav', 'other.wav'] and all(set(r['scores']) == {'slow', 'fast'} for r in rows)
+    said = run(app, ['ask', str(sounds), 'So its tempo is', '--model', str(model), '--json', str(tmp_path/'out.json')])
+    written = json.loads((tmp_path/'out.json').read_text())['files']
+    assert said.exit_code == 1 and '1 of 4' in said.output and len(written) == 4 and sum('scores' in r for r in written) == 3
+
+
+def test_classify_is_a_question_for_the_genre(sounds, model):
+    asked, = answers(model, 'ask', sounds/'noise.wav', 'So its genre is', '--listen', 2, '--options', 'jazz,metal')
+    classified, = answers(model, 'classify', sounds/'noise.wav', '--listen', 2, '--labels', 'jazz,metal')
+    assert asked == classified
+
+
+def test_listening_several_times_averages_the_answers(sounds, model):
+    arguments = 'ask', sounds/'noise.wav', 'So its tempo is', '--options', 'slow,fast'
+    once, = answers(model, *arguments)
+    often, = answers(model, *arguments, '--listen', 4)
+    again, = answers(model, *arguments, '--listen', 4)
+    assert often == again and often['text'] == once['text'] and len(often['answered_from']) == 4 and len(set(often['answered_from'])) > 1
+    read = Reasoner.from_pretrained(model/'reasoner').reason(often['answered_from'], ['slow', 'fast'], 'The music feels {description}. So its tempo is', 'sum')
+    assert often['scores'] == pytest.approx(read.probabilities.mean().to_dict(), abs=1e-5)
+
+
+def test_drawing_leaves_torch_as_it_was(sounds, model):
+    from logocentric.cli import _drawn
+    torch.manual_seed(5); expected = torch.rand(3)
+    torch.manual_seed(5)
+    _drawn(describe, sounds/'noise.wav', Captioner.from_pretrained(model/'captioner'), 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize('arguments, reason', [
+    (['So its tempo is', '--options', 'slow'], 'at least two'), (['So its tempo is', '--options', ' , '], 'at least two'), (['  '], 'question is empty'),
+    (['So its tempo is', '--options', 'slow,Slow'], 'twice'), (['So its tempo is', '--rule', 'loudest'], 'no rule')], ids=str)
+def test_ask_refuses_before_it_hears(model, arguments, reason):
+    said = run(app, ['ask', 'no-such-file.wav', *arguments, '--model', str(model)])
+    assert isinstance(said.exception, LogocentricError) and reason in str(said.exception) and 'not heard' not in said.output
+
+
+def test_ask_without_a_question_or_a_file(sounds, model):
+    said = run(app, ['ask', str(sounds/'noise.wav'), str(sounds/'long.flac'), '--model', str(model)])
+    assert isinstance(said.exception, LogocentricError) and 'must be the question' in str(said.exception)
+    said = run(app, ['ask', 'So its tempo is'])
+    assert said.exit_code == 2 and 'Missing argument' in said.output
+
+
+def test_wrong_settings_are_one_error_not_one_a_file(sounds, model):
+    said = run(app, ['classify', str(sounds), '--prompt', 'Guess', '--model', str(model)])
+    assert isinstance(said.exception, LogocentricError) and 'no prompt' in str(said.exception) and 'not heard' not in said.output
+
+
+def test_what_is_odd_about_the_answers_is_said_once(sounds, model, tmp_path, recwarn):
+    sf.write(sounds/'other.wav', np.random.default_rng(1).normal(0, .1, 16000*2), 16000)
+    said = run(app, ['ask', str(sounds/'noise.wav'), str(sounds/'other.wav'), 'So its tempo is', '--options', 'slow,unhurriedly moderate', '--model', str(model)])
+    assert said.exit_code == 0 and said.stderr.count('note: ') == 1 and 'prefers short ones' in said.stderr and 'prefers' not in said.stdout
+    assert not [w for w in recwarn if 'prefers' in str(w.message)]
 
 
 def test_a_folder_without_a_model_says_what_to_do(sounds, tmp_path):

@@ -211,7 +211,7 @@ def test_versions_agree():
 
 def test_every_dependency_is_pinned():
     project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
-    listed = [*project['dependencies'], *project['optional-dependencies']['dev']]
+    listed = [*project['dependencies'], *(d for extra in project['optional-dependencies'].values() for d in extra)]
     assert [d for d in listed if not re.fullmatch(r'[\w.-]+==[\w.]+', d)] == []
 
 
