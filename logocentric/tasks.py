@@ -126,7 +126,7 @@ def majority(self: Task, training: list, truth: list) -> float:
     common = max(sorted(set(training)), key=list(training).count)
     return .5 if self.kind == 'yes_or_no' else float(np.mean([t == common for t in truth]))
 
-# %% ../nbs/41_tasks.ipynb #55d75873
+# %% ../nbs/41_tasks.ipynb #8ce37fae
 def supervised(task: Task,
                x: np.ndarray,      # (training clips, features)
                truth: list,        # their answers
@@ -145,7 +145,7 @@ def _each_supervised(task, linear, x, truth, x_test):
     y, values = _has(truth, task.labels), np.zeros((len(x_test), len(task.labels)))
     seen = np.flatnonzero(y.any(0) & ~y.all(0))  # a label that all or no training clips have cannot be learned
     model = make_pipeline(StandardScaler(), MultiOutputClassifier(linear)).fit(x, y[:, seen])
-    values[:, seen] = np.stack([logit(p[:, 1].clip(1e-9, 1 - 1e-9)) for p in model.predict_proba(x_test)], 1)
+    values[:, seen] = np.stack([logit(p[:, 1].astype(float).clip(1e-9, 1 - 1e-9)) for p in model.predict_proba(x_test)], 1)
     return Scores(values, list(task.labels))
 
 # %% ../nbs/41_tasks.ipynb #1e43de65

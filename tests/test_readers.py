@@ -1,9 +1,10 @@
 "The studies of readers at scale smoke: each runs to its end and writes a record that says enough."
 import os
 import pytest
-from logocentric.core import LogocentricError, load_records
+from logocentric.core import LogocentricError, load_records, shared_path
 from logocentric.experiments import SCALES, TEST_SETS, run_experiment
 from logocentric.sentences import minilm_folder
+from logocentric.tasks import METRICS, TASKS
 from logocentric.why import PROMPT_LAB, VERDICTS
 
 N, DRAWS, READERS = SCALES['smoke'].test, SCALES['smoke'].draws, SCALES['smoke'].readers
@@ -81,3 +82,21 @@ def test_the_sentence_encoder_is_a_line_of_the_table(home):
     for p in found['paired']:
         ours, largest = (found['accuracy'][p['test']][name][p['descriptions']]['value'] for name in (f"MiniLM, {p['way']}", found['largest']))
         assert p['difference'] == pytest.approx(ours - largest) and p['p'] <= p['p_holm'] <= 1
+
+
+def test_every_task_is_a_row(home):
+    found = metrics(home, 'tasks')
+    assert [r['task'] for r in found['rows']] == list(TASKS)
+    for r in found['rows']:
+        task = TASKS[r['task']]
+        assert r['metric'] == METRICS[task.kind] and r['answers'] == len(task.labels) and 0 < r['n'] <= N
+        for key in ('supervised', 'predicted', 'drawn', 'true'): assert 0 <= r[key]['low'] <= r[key]['high'] and r[key]['n'] == r['n'] and r[key]['value'] >= 0
+    assert found['facts']['true'].keys() == found['facts']['predicted'].keys() and all(f['right'] == f['told'] == 1 for f in found['facts']['true'].values())
+
+
+@pytest.mark.skipif(shared_path() is None, reason='the folder of real recordings is not there')
+def test_recordings_are_asked_what_their_names_say(home):
+    found = metrics(home, 'recordings')
+    assert {r['attribute'] for r in found['rows']} == {'kind', 'voice', 'drums', 'lead'} and len(found['said']) > 150
+    for r in found['rows']: assert is_share(r['words'], r['n']) and is_share(r['rendered'], N) and 0 < r['majority'] <= 1
+    for r in found['instruments']: assert is_share(r['named'], r['n']) and 0 <= r['elsewhere'] <= 1
