@@ -392,7 +392,7 @@ def param_groups(self: Captioner,
     return [dict(group, params=[p for p in group['params'] if rate(p) == r], lr=config.lr*r)
             for group in decay_groups(self, config.weight_decay) for r in sorted({rate(p) for p in group['params']})]
 
-# %% ../nbs/30_captioner.ipynb #7b7fa82e
+# %% ../nbs/30_captioner.ipynb #30a00004
 def _heard(model, logmels, batch_size, desc):
     "Features of clips, batch by batch, heard in bfloat16 where that pays."
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays(str(model.device)))
@@ -401,6 +401,7 @@ def _heard(model, logmels, batch_size, desc):
         batch = torch.from_numpy(np.asarray(logmels[s:s + batch_size], dtype=np.float32)).to(model.device)
         with half: yield model.hear(batch)
 
+# %% ../nbs/30_captioner.ipynb #7b7fa82e
 @torch.inference_mode()
 def caption(model: Captioner,
             logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
@@ -427,9 +428,7 @@ def draw_captions(model: Captioner,
                   logmels,                  # (clips, frames, mels) array, natural log
                   n: int = 8,               # descriptions of each clip
                   temperature: float = .7,  # of the draw; 1 is the model's own distribution
-                  seed: int = 0,            # of the draw
-                  batch_size: int = 16,     # clips at a time
-                  desc: str = '',           # name on the progress bar; none without a name
+                  seed: int = 0, batch_size: int = 16, desc: str = '', # of the draw; clips at a time; name on the progress bar, none without one
                   **kwargs                  # of `Captioner.generate`
                  ) -> list[list[str]]:      # (clips, n)
     "Several descriptions of each clip, drawn at random."

@@ -22,7 +22,7 @@ from .corpus import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, TEMPO_RANGES, affect
 from .metrics import Score, bootstrap_score, score, tagging
 from .reasoner import LabelWarning, Scores
 
-# %% ../nbs/41_tasks.ipynb #9fc6343c
+# %% ../nbs/41_tasks.ipynb #9ec949b6
 METRICS = dict(choice='accuracy', yes_or_no='balanced accuracy', each='mAP', number='mean absolute error')
 
 def _problem(task): # what is wrong with a task, or None
@@ -33,6 +33,7 @@ def _problem(task): # what is wrong with a task, or None
     if task.kind == 'yes_or_no' and list(task.labels) != ['yes', 'no']: return "the labels of a yes-or-no task are ['yes', 'no']"
     if task.kind == 'number' and not all(re.fullmatch(r'-?\d+(\.\d+)?', l) for l in task.labels): return 'the labels of a number are numbers'
 
+# %% ../nbs/41_tasks.ipynb #900ca77f
 @dataclass(frozen=True)
 class Task:
     "A question about sound, in words."
@@ -126,7 +127,7 @@ def majority(self: Task, training: list, truth: list) -> float:
     common = max(sorted(set(training)), key=list(training).count)
     return .5 if self.kind == 'yes_or_no' else float(np.mean([t == common for t in truth]))
 
-# %% ../nbs/41_tasks.ipynb #8ce37fae
+# %% ../nbs/41_tasks.ipynb #24ad8b86
 def supervised(task: Task,
                x: np.ndarray,      # (training clips, features)
                truth: list,        # their answers
@@ -141,6 +142,7 @@ def supervised(task: Task,
     values = pd.DataFrame(model.predict_log_proba(x_test), columns=model.classes_).reindex(columns=task.labels, fill_value=-99.)
     return Scores(values.to_numpy(), list(task.labels))
 
+# %% ../nbs/41_tasks.ipynb #9f79050a
 def _each_supervised(task, linear, x, truth, x_test):
     y, values = _has(truth, task.labels), np.zeros((len(x_test), len(task.labels)))
     seen = np.flatnonzero(y.any(0) & ~y.all(0))  # a label that all or no training clips have cannot be learned

@@ -85,7 +85,7 @@ def test_the_sentence_encoder_is_a_line_of_the_table(home):
 
 
 def test_every_task_is_a_row(home):
-    found = metrics(home, 'tasks')
+    found = metrics(home, 'sixteen_tasks')
     assert [r['task'] for r in found['rows']] == list(TASKS)
     for r in found['rows']:
         task = TASKS[r['task']]
