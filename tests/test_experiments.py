@@ -9,16 +9,11 @@ ROOT = project_root()
 
 
 @pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    "A home of its own, so that a test run neither finds nor leaves anything in the checkout."
-    folder = tmp_path_factory.mktemp('home')
-    (folder/'data').mkdir()
-    (folder/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
-    before = os.environ.get('LOGOCENTRIC_HOME')
-    os.environ.update(LOGOCENTRIC_HOME=str(folder), LOGOCENTRIC_QUIET='1')
-    yield folder
-    os.environ.pop('LOGOCENTRIC_HOME') if before is None else os.environ.update(LOGOCENTRIC_HOME=before)
-    os.environ.pop('LOGOCENTRIC_QUIET')
+def home(home):
+    "With the paper's numbers in it, so that a test run neither finds nor leaves anything in the checkout."
+    (home/'data').mkdir()
+    (home/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
+    return home
 
 
 @pytest.fixture(scope='module')

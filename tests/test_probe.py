@@ -16,13 +16,8 @@ from logocentric.training import TrainConfig, train
 from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()
+pytestmark = pytest.mark.usefixtures('one_thread')
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 @pytest.fixture(scope='module')
 def encoder():

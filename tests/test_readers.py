@@ -1,5 +1,4 @@
 "The studies of readers at scale smoke: each runs to its end and writes a record that says enough."
-import os
 import pytest
 from logocentric.core import LogocentricError, load_records, shared_path
 from logocentric.experiments import SCALES, TEST_SETS, run_experiment
@@ -8,15 +7,6 @@ from logocentric.tasks import METRICS, TASKS
 from logocentric.why import PROMPT_LAB, VERDICTS
 
 N, DRAWS, READERS = SCALES['smoke'].test, SCALES['smoke'].draws, SCALES['smoke'].readers
-
-
-@pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('home')
-    before = os.environ.get('LOGOCENTRIC_HOME')
-    os.environ.update(LOGOCENTRIC_HOME=str(folder), LOGOCENTRIC_QUIET='1')
-    yield folder
-    os.environ.pop('LOGOCENTRIC_HOME') if before is None else os.environ.update(LOGOCENTRIC_HOME=before)
 
 
 def metrics(home, name):

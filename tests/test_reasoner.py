@@ -11,16 +11,7 @@ from logocentric.reasoner import (CONTENT_FREE, PROMPTS, RULES, LabelWarning, Re
                                   label_words)
 
 DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
-pytestmark = pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Models of this size are slower on two."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')]
 
 
 @pytest.fixture(scope='module')

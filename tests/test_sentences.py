@@ -10,15 +10,7 @@ from logocentric.sentences import DESCRIBED, SentenceReasoner, described, label_
 
 TEXTS = ['slow and weary, with a wailing harmonica', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass; happy', 'Calm', '']
 WORDS = sorted({*' '.join(TEXTS).lower().replace('.', ' .').replace(',', ' ,').replace(';', ' ;').split(), 'this', 'music', 'is', 'jazz', 'metal', 'swinging', 'trio'})
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    "Models of this size are slower on two."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

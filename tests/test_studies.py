@@ -1,20 +1,10 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
-import os
 import pytest, torch
 from logocentric.captioner import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.ear import load_ear
 from logocentric.experiments import Lab, run_experiment
 from logocentric.pretrain import Objective
-
-
-@pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('home')
-    before = os.environ.get('LOGOCENTRIC_HOME')
-    os.environ.update(LOGOCENTRIC_HOME=str(folder), LOGOCENTRIC_QUIET='1')
-    yield folder
-    os.environ.pop('LOGOCENTRIC_HOME') if before is None else os.environ.update(LOGOCENTRIC_HOME=before)
 
 
 def record(home, name, **parameters):
