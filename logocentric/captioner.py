@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'gpt2_config', 'plain_attention',
-           'tokenise', 'Pairs', 'Texts', 'warm_up', 'caption', 'draw_captions', 'HeardWindow', 'Description',
-           'describe']
+           'tokenise', 'Pairs', 'Texts', 'warm_up', 'cache_columns', 'caption', 'draw_captions', 'HeardWindow',
+           'Description', 'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
 import numpy as np, torch, torch.nn.functional as F
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from einops import rearrange
 from fastcore.basics import chunked, patch
@@ -19,7 +19,7 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
                           PreTrainedTokenizerBase, initialization as init)
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from .core import LogocentricError, best_device, bf16_pays, model_path, progress
+from .core import LogocentricError, atomic_write, best_device, bf16_pays, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
 from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
 from .sounds import crop_start
@@ -40,14 +40,18 @@ class AudioPrefix(nn.Module):
         return self.norm(rearrange(x, 'b (k d) -> b k d', k=self.length))
 
 # %% ../nbs/30_captioner.ipynb #79d4346e
+def _spread(x, real): # root mean square over the real moments, never nothing
+    return ((x.square()*real[..., None]).sum(1)/real.sum(1, keepdim=True).clamp(min=1) + 1e-4).sqrt()
+
 def pool(x: torch.Tensor,    # (b, t, dim)
          real: torch.Tensor, # (b, t) bool, True where there is sound
-        ) -> torch.Tensor:   # (b, 2*dim) float32
-    "Mean and deviation over the real moments."
-    x, share = x.float(), (real/real.sum(1, keepdim=True))[..., None]   # (b, t, dim), (b, t, 1)
-    mean = (x*share).sum(1)
-    variance = ((x - mean[:, None]).square()*share).sum(1)
-    return torch.cat([mean, (variance + 1e-4).sqrt()], -1)
+         lags=(),            # how many moments lie between two that are compared
+        ) -> torch.Tensor:   # (b, (2 + lags)*dim) float32
+    "Mean and deviation over the real moments, and the change from one moment to another at each lag."
+    x = x.float()
+    mean = (x*real[..., None]).sum(1)/real.sum(1, keepdim=True)
+    changes = [_spread(x[:, lag:] - x[:, :-lag], real[:, lag:] & real[:, :-lag]) for lag in lags]
+    return torch.cat([mean, _spread(x - mean[:, None], real), *changes], -1)
 
 # %% ../nbs/30_captioner.ipynb #30cc2e86
 class CaptionerConfig(PretrainedConfig):
@@ -62,6 +66,7 @@ class CaptionerConfig(PretrainedConfig):
     word_weight: float = 20.                        # weight of the unordered words while training; 0: neither that loss nor its evidence
     spoken_share: float = 1.                        # share of a training batch that GPT-2 speaks; the ear hears all of it
     seen_share: float = 1.                          # share of the patches that the ear sees while training on crops without padding
+    lags: list[int] | None = None                  # columns between two that are compared, see `pool`; none by default
     tie_word_embeddings: bool = True
 
 AutoConfig.register('logocentric_captioner', CaptionerConfig, exist_ok=True)
@@ -74,9 +79,10 @@ class Captioner(PreTrainedModel, GenerationMixin):
     tokenizer: PreTrainedTokenizerBase | None = None
     def __init__(self, config: CaptionerConfig):
         super().__init__(config)
+        if config.lags and config.seen_share < 1: raise LogocentricError('lags compare neighbouring columns, which glimpses do not have: set seen_share=1')
         dim, width = config.encoder.hidden_size*config.encoder.n_rows, config.decoder.n_embd
         self.encoder, self.decoder = MAEEncoder(config.encoder), GPT2LMHeadModel(config.decoder)
-        self.prefix = AudioPrefix(2*dim, width, config.prefix_length)
+        self.prefix = AudioPrefix((2 + len(config.lags or ()))*dim, width, config.prefix_length)
         self.words = nn.Linear(config.prefix_length*width, width)
         self.word_bias, self.word_scale = nn.Parameter(torch.zeros(config.decoder.vocab_size)), nn.Parameter(torch.ones(()))
         self.register_buffer('word_prior', torch.zeros(config.decoder.vocab_size))
@@ -104,14 +110,25 @@ def _init_weights(self: Captioner, module):
 
 # %% ../nbs/30_captioner.ipynb #1ae4ef45
 @patch
-def hear(self: Captioner,
-         logmel: torch.Tensor,                   # (b, frames, mels), natural log, as `frontend` gives it
-         frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
-        ) -> torch.Tensor:                       # (b, features)
-    "Pooled features of windows of sound."
+def columns(self: Captioner,
+            logmel: torch.Tensor,                   # (b, frames, mels), natural log, as `frontend` gives it
+            frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
+           ) -> tuple[torch.Tensor, torch.Tensor]:  # (b, columns, rows*dim) and (b, columns) bool
+    "What the ear makes of windows of sound, and which columns are real."
     logmel, keep = self.frontend.normalise(logmel.float()), None
     if self.training and self.config.seen_share < 1 and frame_mask is None: keep = glimpses(logmel, self.encoder.config, self.config.seen_share)
-    return pool(*embed_frames(self.encoder, logmel, frame_mask, keep))
+    return embed_frames(self.encoder, logmel, frame_mask, keep)
+
+# %% ../nbs/30_captioner.ipynb #30a00022
+@patch
+def hear(self: Captioner, logmel: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor: # (b, features)
+    "Pooled features of windows of sound, given as `columns` takes them."
+    return pool(*self.columns(logmel, frame_mask), self.config.lags or ())
+
+@patch
+def recall(self: Captioner, columns: torch.Tensor) -> torch.Tensor: # (b, features)
+    "Pooled features of columns that the ear gave before, all of them real."
+    return pool(columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device), self.config.lags or ())
 
 # %% ../nbs/30_captioner.ipynb #938b1a8b
 @patch
@@ -164,12 +181,13 @@ def forward(self: Captioner,
             logmel: torch.Tensor | None = None,          # (b, frames, mels), natural log
             frame_mask: torch.Tensor | None = None,      # (b, frames) bool, True where there is sound
             audio: torch.Tensor | None = None,           # (b, prefix_length, width): the prefix, instead of `logmel`
+            columns: torch.Tensor | None = None,         # (b, columns, rows*dim): what the ear gave before, instead of `logmel`
             attention_mask: torch.Tensor | None = None,  # (b, text) 1 where there is text
             labels: torch.Tensor | None = None,          # (b, text) tokens to predict, −100 where none
             past_key_values=None, use_cache: bool = False, logits_to_keep: int = 0, **kwargs,
            ) -> CausalLMOutputWithPast:
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
-    if audio is None: audio = self.prefix(self.hear(logmel, frame_mask))
+    if audio is None: audio = self.prefix(self.hear(logmel, frame_mask) if columns is None else self.recall(columns))
     if self.training and labels is not None: input_ids, attention_mask = self.spoken(input_ids, attention_mask)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     x = self.decoder.transformer.wte(input_ids)                                  # (b, text, width)
@@ -292,16 +310,17 @@ def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
 
 # %% ../nbs/30_captioner.ipynb #ea4e6013
 class Pairs:
-    "Log-mels and their descriptions, as batches for training."
+    "Sounds and their descriptions, as batches for training."
     def __init__(self,
                  logmels,                            # n pictures (frames, mels), natural log: a list or an array, memory-mapped or not
                  texts: list[str],                   # n descriptions
                  tokenizer: PreTrainedTokenizerBase,
-                 crop: int | None = None,            # frames of a random crop; whole clips by default
+                 crop: int | tuple[int, int] | None = None, # frames of a random crop, or the fewest and the most; whole clips by default
                  ids: list[str] | None = None,       # names of the clips, for error messages
-                 active: list | None = None):        # for each clip (frames,) bool, where something sounds, or `None`: everywhere
+                 active: list | None = None,         # for each clip (frames,) bool, where something sounds, or `None`: everywhere
+                 what: str = 'logmel'):              # what the pictures are to `Captioner.forward`: `logmel`, or `columns`
         if len(logmels) != len(texts): raise ValueError(f'{len(logmels)} clips and {len(texts)} descriptions')
-        self.logmels, self.texts, self.tokenizer, self.crop = logmels, list(texts), tokenizer, crop
+        self.logmels, self.texts, self.tokenizer, self.crop, self.what = logmels, list(texts), tokenizer, crop, what
         self.ids = list(ids) if ids is not None else [str(i) for i in range(len(texts))]
         self.active = [None]*len(texts) if active is None else active
         if len(self.active) != len(texts): raise ValueError(f'{len(texts)} clips, but activity of {len(self.active)}')
@@ -310,12 +329,12 @@ class Pairs:
 
 # %% ../nbs/30_captioner.ipynb #49aa9b57
 @patch
-def picture(self: Pairs, i: int, rng: np.random.Generator) -> np.ndarray: # (frames, mels)
+def picture(self: Pairs, i: int, frames: int | None, rng: np.random.Generator) -> np.ndarray: # (frames, mels)
     "A clip, or a crop of it."
     x, active = self.logmels[i], self.active[i]
-    if not self.crop or self.crop >= len(x): return x
-    start = rng.integers(len(x) - self.crop + 1) if active is None else crop_start(active, self.crop, rng)
-    return x[start:start + self.crop]
+    if not frames or frames >= len(x): return x
+    start = rng.integers(len(x) - frames + 1) if active is None else crop_start(active, frames, rng)
+    return x[start:start + frames]
 
 # %% ../nbs/30_captioner.ipynb #3fc235b4
 @patch
@@ -323,13 +342,13 @@ def batch(self: Pairs,
           indices: list[int],      # which clips
           rng: np.random.Generator # decides the crops
          ) -> dict:
-    "A batch: logmel, input_ids, attention_mask, labels, id."
-    pictures = [self.picture(i, rng) for i in indices]
+    "A batch: what was heard, input_ids, attention_mask, labels, id."
+    frames = int(rng.integers(self.crop[0], self.crop[1] + 1)) if isinstance(self.crop, tuple) else self.crop
+    pictures = [self.picture(i, frames, rng) for i in indices]
     if short := [self.ids[i] for i, x in zip(indices, pictures) if len(x) != len(pictures[0])]:
         raise LogocentricError(f'clips of unequal length in one batch, such as {short[0]}: choose a shorter `crop`')
-    pictures = np.stack(pictures)
-    return dict(logmel=torch.from_numpy(pictures.astype(np.float32)), id=[self.ids[i] for i in indices],
-                **tokenise(self.tokenizer, [self.texts[i] for i in indices]))
+    heard = torch.from_numpy(np.stack(pictures).astype(np.float32))
+    return {self.what: heard, 'id': [self.ids[i] for i in indices], **tokenise(self.tokenizer, [self.texts[i] for i in indices])}
 
 # %% ../nbs/30_captioner.ipynb #ce65922e
 class Texts:
@@ -393,13 +412,38 @@ def param_groups(self: Captioner,
             for group in decay_groups(self, config.weight_decay) for r in sorted({rate(p) for p in group['params']})]
 
 # %% ../nbs/30_captioner.ipynb #30a00004
-def _heard(model, logmels, batch_size, desc):
-    "Features of clips, batch by batch, heard in bfloat16 where that pays."
-    half = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16_pays(str(model.device)))
+def _batchwise(listen, device, logmels, batch_size, desc):
+    "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
+    half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
     starts = range(0, len(logmels), batch_size)
     for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        batch = torch.from_numpy(np.asarray(logmels[s:s + batch_size], dtype=np.float32)).to(model.device)
-        with half: yield model.hear(batch)
+        batch = torch.from_numpy(np.stack(logmels[s:s + batch_size]).astype(np.float32)).to(device)
+        with half: yield listen(batch)
+
+def _heard(model, logmels, batch_size, desc): return _batchwise(model.hear, model.device, logmels, batch_size, desc)
+
+# %% ../nbs/30_captioner.ipynb #30a00035
+def _write_columns(batches, n, path):
+    kept, done = None, 0
+    for columns, _ in batches:
+        if kept is None: kept = np.lib.format.open_memmap(path, 'w+', np.float16, (n, *columns.shape[1:]))
+        kept[done:done + len(columns)] = columns.half().cpu().numpy()
+        done += len(columns)
+
+# %% ../nbs/30_captioner.ipynb #30a00031
+@torch.inference_mode()
+def cache_columns(model: Captioner,
+                  logmels,              # n pictures (frames, mels) of one length, natural log
+                  file: str | Path,     # `.npy`; a finished one is read again
+                  batch_size: int = 32,
+                  desc: str = '',       # name on the progress bar; none without a name
+                  change=lambda x: x    # what is done to a batch (b, frames, mels) before the ear hears it
+                 ) -> np.ndarray:       # (n, columns, rows*dim) float16, memory-mapped
+    "What the ear makes of clips, kept in a file."
+    if not Path(file).exists():
+        heard = lambda x: model.eval().columns(change(x))
+        with atomic_write(Path(file)) as path: _write_columns(_batchwise(heard, model.device, logmels, batch_size, desc), len(logmels), path)
+    return np.load(file, mmap_mode='r')
 
 # %% ../nbs/30_captioner.ipynb #7b7fa82e
 @torch.inference_mode()
@@ -423,22 +467,29 @@ def say(self: Captioner,
     return [t.strip() for t in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 # %% ../nbs/30_captioner.ipynb #30a00002
+@patch
+def draw(self: Captioner,
+         features: torch.Tensor,  # (b, features) as `hear` gives them
+         n: int = 8,              # descriptions of each
+         temperature: float = .7, # 1 is the model's own distribution
+         **kwargs                 # of `generate`
+        ) -> list[list[str]]:     # (b, n)
+    "Several descriptions of each sound, drawn at random."
+    texts = self.say(features.repeat_interleave(n, 0), do_sample=True, temperature=temperature, top_k=0, **kwargs)
+    return [list(group) for group in chunked(texts, n)]
+
+# %% ../nbs/30_captioner.ipynb #30a00005
 @torch.inference_mode()
 def draw_captions(model: Captioner,
                   logmels,                  # (clips, frames, mels) array, natural log
                   n: int = 8,               # descriptions of each clip
-                  temperature: float = .7,  # of the draw; 1 is the model's own distribution
                   seed: int = 0, batch_size: int = 16, desc: str = '', # of the draw; clips at a time; name on the progress bar, none without one
-                  **kwargs                  # of `Captioner.generate`
+                  **kwargs                  # of `Captioner.draw`
                  ) -> list[list[str]]:      # (clips, n)
-    "Several descriptions of each clip, drawn at random."
-    model, texts = model.eval(), []
+    "Several descriptions of each clip, the same ones at every call."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for features in _heard(model, logmels, batch_size, desc):
-            said = model.say(features.repeat_interleave(n, 0), do_sample=True, temperature=temperature, top_k=0, **kwargs)
-            texts += [list(group) for group in chunked(said, n)]
-    return texts
+        return [texts for features in _heard(model.eval(), logmels, batch_size, desc) for texts in model.draw(features, n, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch
@@ -481,6 +532,7 @@ def novelty(self: Captioner,
 CAVEAT = ('The model learned from music that a computer composed and rendered and from sounds that it computed, not from recordings: its words about '
           'real recordings are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
 
+# %% ../nbs/30_captioner.ipynb #30a00040
 @dataclass
 class HeardWindow:
     "What was heard in one window."
@@ -489,6 +541,7 @@ class HeardWindow:
     text: str             # description
     novelty: float | None # share of training-like clips that lie closer to the training sound
 
+# %% ../nbs/30_captioner.ipynb #30a00043
 @dataclass
 class Description:
     "What was heard in a recording."
@@ -497,6 +550,7 @@ class Description:
     heard: str                 # which seconds were heard, which dropped
     novelty: float | None      # mean over the windows
     note: str = CAVEAT         # what to remember when reading this
+    drawn: list[str] = field(default_factory=list) # more descriptions of the whole, drawn at random
 
 # %% ../nbs/30_captioner.ipynb #bf1d6ca6
 def _pieces(sound, model, sample_rate):
@@ -509,25 +563,40 @@ def _pieces(sound, model, sample_rate):
     return ((w, cut(w)) for w in policy.windows(seconds)), policy.report(seconds)
 
 # %% ../nbs/30_captioner.ipynb #84455daa
+@patch
+@torch.inference_mode()
+def hear_through(self: Captioner, pieces, batch_size: int = 16) -> tuple[list, torch.Tensor, torch.Tensor]:
+    "Windows of a sound, their features (windows, features), and those of the whole (1, features)."
+    windows, features = [], []
+    for group in chunked(pieces, batch_size):
+        pictures = [self.frontend(torch.from_numpy(x)) for _, x in group]
+        batch, mask = self.length.batch(pictures, self.frontend.config.silence)
+        features.append(self.hear(batch.to(self.device), mask.to(self.device)))
+        windows += [w for w, _ in group]
+    features = torch.cat(features)
+    return windows, features, features if len(windows) == 1 else self.length.combine(features, windows)[None]
+
+# %% ../nbs/30_captioner.ipynb #30a00042
+def _drawn(model, whole, draws): # the same ones at every call
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model.draw(whole, draws)[0] if draws else []
+
+# %% ../nbs/30_captioner.ipynb #30a00041
 @torch.inference_mode()
 def describe(sound: str | Path | np.ndarray,     # a file, or a waveform (samples,) or (samples, channels) within ±1
              model: Captioner | str | Path | None = None, # a captioner or its folder; by default the one that `reproduce` made, or the shipped one
              sample_rate: int | None = None,     # Hz of a waveform; by default the model's
              batch_size: int = 16,               # windows heard at a time
+             draws: int = 0,                     # descriptions of the whole that are drawn at random beside the likeliest
              **kwargs                            # of `Captioner.generate`
             ) -> Description:
     "Say what a recording sounds like, window by window and as a whole."
     if not isinstance(model, Captioner): model = Captioner.from_pretrained(model or model_path('captioner'))
     pieces, heard = _pieces(sound, model.eval(), sample_rate)
-    windows, features, texts = [], [], []
-    for group in chunked(pieces, batch_size):
-        pictures = [model.frontend(torch.from_numpy(x)) for _, x in group]
-        batch, mask = model.length.batch(pictures, model.frontend.config.silence)
-        features.append(model.hear(batch.to(model.device), mask.to(model.device)))
-        texts += model.say(features[-1], **kwargs)
-        windows += [w for w, _ in group]
-    features = torch.cat(features)
-    whole = model.say(model.length.combine(features, windows)[None], **kwargs)[0] if len(windows) > 1 else texts[0]
+    windows, features, whole = model.hear_through(pieces, batch_size)
+    texts = [text for part in features.split(batch_size) for text in model.say(part, **kwargs)]
+    text = texts[0] if len(windows) == 1 else model.say(whole, **kwargs)[0]
     novelties = model.novelty(features)
     rows = [HeardWindow(w.start, w.stop, t, n) for w, t, n in zip(windows, texts, novelties)]
-    return Description(whole, rows, heard, None if None in novelties else float(np.mean(novelties)))
+    return Description(text, rows, heard, None if None in novelties else float(np.mean(novelties)), drawn=_drawn(model, whole, draws))

@@ -106,14 +106,6 @@ def _names(answers: str) -> list[str]:
     if len(names) < 2: raise LogocentricError(f'{answers!r} leaves no choice: give at least two answers, separated by commas')
     return names
 
-# %% ../nbs/51_cli.ipynb #5af64f40
-def _drawn(hear, file, ear, n):
-    "`n` descriptions of a sound as a whole, drawn at random, the same ones on every call."
-    import torch
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return [hear(file, model=ear, do_sample=True, temperature=.7, top_k=0).text for _ in range(n)]
-
 # %% ../nbs/51_cli.ipynb #27f269f9
 def _show_scores(row):
     typer.echo(f"{row['file']}\n  {row['text']}")
@@ -137,10 +129,11 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams):
     _try(reader, names, prompt, rule)
     ear = Captioner.from_pretrained(model_path('captioner', model))
     def work(file):
-        heard = hear(file, model=ear, num_beams=beams)
-        texts = _drawn(hear, file, ear, listen) if listen > 1 else [heard.text]
+        heard = hear(file, model=ear, num_beams=beams, draws=listen if listen > 1 else 0)
+        row = asdict(heard)
+        texts = row.pop('drawn') or [heard.text]
         shares = reader.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
-        return dict(asdict(heard), label=shares.idxmax(), scores=shares.to_dict(), answered_from=texts)
+        return dict(row, label=shares.idxmax(), scores=shares.to_dict(), answered_from=texts)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', LabelWarning)
         rows = _each(sound_files(files), work, _show_scores if json_file != '-' else lambda row: None)
@@ -149,7 +142,7 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams):
 # %% ../nbs/51_cli.ipynb #e89fadd8
 Rule = Annotated[str, typer.Option(help="'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an answer, 'mean' averages them; "
                                         "'pmi' and 'calibrated' compare with what the answers get without a description.")]
-Listen = Annotated[int, typer.Option(help="Draw N descriptions at random and average their answers: takes N times as long, and keeps the captioner's doubt.",
+Listen = Annotated[int, typer.Option(help="Draw N descriptions at random and average their answers, which keeps the captioner's doubt.",
                                      min=1, metavar='N')]
 
 # %% ../nbs/51_cli.ipynb #a89ac7da

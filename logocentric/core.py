@@ -174,7 +174,7 @@ def stage(name: str,                             # folder under `data/cache/`
     return folder
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
-def shipped_path(kind: str # `ear`
+def shipped_path(kind: str = '' # `captioner`, `reasoner` or `ear`; by default the folder that holds them
                 ) -> Path:
     "The folder of a model that came with the package."
     return Path(find_spec('logocentric').origin).parent/'assets'/kind

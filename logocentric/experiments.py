@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, caption, draw_captions, gpt2_config, warm_up
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, warm_up
 from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
                               project_root, quiet, read_json, run_path, save_record, set_seed, stage, write_json)
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
@@ -31,7 +31,7 @@ from .frontend import FrontendConfig, LogMel, calibrate
 from .knowledge import Sentence, knowledge, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
 from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
-from .pretrain import Listening, Objective, pretrain
+from .pretrain import Listening, Objective, colour, pretrain, transpose
 from .reader import SIZES, train_reasoner
 from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
 from .sounds import SoundCorpus, build_sounds
@@ -56,6 +56,8 @@ class Scale:
     reader_steps: int | None = None # steps of a reasoner that is trained here; each size's own by default
     crop: float = 2.56             # seconds of each clip that one training step hears
     ear_rate: float = 1.           # learning rate of the shipped ear inside a captioner, in units of the captioner's
+    frozen: TrainConfig | None = None # how a captioner learns from the shipped ear while that stands still; end to end by default
+    lags: tuple[int, ...] = ()     # columns between two that are compared, where the ear stands still
     vocabulary: int = 2000         # tokens of the byte-level BPE tokenizer
     caption_tokens: int = 90       # longest description
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
@@ -71,7 +73,7 @@ def _scales():
     few = TrainConfig(steps=4, batch_size=8)
     smoke = Scale(
         'smoke', pairs=(8, 64), held_out=24, test=40, encoder=dict(name='tiny'), mae=few, decoder=dict(n_embd=32, n_layer=1, n_head=2),
-        warmup=few, captioner=few, sentences=400, readers=('small', 'medium', 'large'), reader_steps=4, caption_tokens=30, vocabulary=600, baseline_labels=40,
+        warmup=few, captioner=few, frozen=few, lags=(1,), sentences=400, readers=('small', 'medium', 'large'), reader_steps=4, caption_tokens=30, vocabulary=600, baseline_labels=40,
         beside=.25, sounds=40, ear=few)
     mini = Scale(
         'mini', pairs=(500, 6000), held_out=334, test=1000, encoder=dict(name='mini'),
@@ -79,7 +81,9 @@ def _scales():
         decoder=dict(n_embd=128, n_layer=3, n_head=4, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.),
         warmup=TrainConfig(steps=300, batch_size=64, lr=3e-3, mixed_precision='auto'),
         captioner=TrainConfig(steps=1600, batch_size=32, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=160),
-        bridge=dict(spoken_share=.25, seen_share=.3), ear_rate=.05, sentences=150_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
+        bridge=dict(spoken_share=.25, seen_share=.3), ear_rate=.05,
+        frozen=TrainConfig(steps=3000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=300), lags=(1, 2, 4),
+        sentences=300_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
         ear=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=.05, mixed_precision='auto', keep='last'))
     epochs = lambda n, batch: n*25_723//batch
     paper = Scale(
@@ -308,11 +312,23 @@ STARTS = dict(ear='the ear that comes with the package', ear_random='its archite
 # %% ../nbs/50_experiments.ipynb #a59a6c98
 def _painted(start): return dict(paper=RATIOS['text'], paper75=RATIOS['figure2'])[start] # the mask ratio of an autoencoder
 
+# %% ../nbs/50_experiments.ipynb #50a00034
+@patch(as_prop=True)
+def still(self: Lab) -> bool:
+    "Whether the captioner's encoder stands still."
+    return self.scale.start == 'ear' and self.scale.frozen is not None
+
 @patch(as_prop=True)
 def encoder_rate(self: Lab) -> float:
     "Learning rate of the captioner's encoder, in units of the captioner's: the shipped ear has a rate of its own."
-    return self.scale.ear_rate if self.scale.start == 'ear' else 1.
+    return 0. if self.still else self.scale.ear_rate if self.scale.start == 'ear' else 1.
 
+@patch(as_prop=True)
+def bridge(self: Lab) -> dict:
+    "How sound enters GPT-2: from all columns of an ear that stands still, and from how they change."
+    return self.scale.bridge | (dict(seen_share=1., lags=list(self.scale.lags)) if self.still else {})
+
+# %% ../nbs/50_experiments.ipynb #50a00035
 @patch
 def origin(self: Lab) -> str:
     "What the captioner's encoder comes from: an ear's fingerprint, the name of a stage, or a hash of what random weights depend on."
@@ -384,21 +400,51 @@ def voice(self: Lab) -> Path | str:
         return _keep(history, folder)
     return stage('voice', config, make)
 
+# %% ../nbs/50_experiments.ipynb #50a00030
+@patch
+def unheard(self: Lab, n_pairs: int) -> Captioner:
+    "A captioner before it learns: its parts joined, its constants fixed."
+    encoder, frontend = self.hearing()
+    model = Captioner.from_parts(encoder, self.voice(), self.tokenizer(), frontend, **self.bridge)
+    model.encoder.requires_grad_(not self.still)
+    return model.calibrate(self.batches('train', 256), self.pairs('train', n_pairs).texts)
+
+# %% ../nbs/50_experiments.ipynb #50a00032
+def _bent(logmel, rng): # in another key, level and tone, as in the ear's lessons
+    return colour(transpose(logmel, torch.from_numpy(rng.integers(-3, 4, len(logmel)))), rng)
+
+@patch
+def recalled(self: Lab, model: Captioner, split: str, n: int | None, folder: Path) -> Pairs:
+    "The pairs of a split, their columns given once; in training also those of bent pictures, in windows from a third of a clip to all of it."
+    pairs, frames, rng = self.pairs(split, n), model.encoder.config.patch_frames, np.random.default_rng(self.seed)
+    changes = dict(plain=lambda x: x) | (dict(bent=lambda x: _bent(x, rng)) if split == 'train' else {})
+    heard = [cache_columns(model, pairs.logmels, folder/f'{split}-{name}.npy', desc=f'hear {split}, {name}', change=change) for name, change in changes.items()]
+    active = [a if a is None else np.logical_or.reduceat(a, range(0, len(a), frames)) for a in pairs.active]
+    columns, many = [c for kept in heard for c in kept], heard[0].shape[1]
+    windows = (many//3, many) if split == 'train' else None
+    return Pairs(columns, pairs.texts*len(heard), pairs.tokenizer, windows, pairs.ids*len(heard), active*len(heard), what='columns')
+
+# %% ../nbs/50_experiments.ipynb #50a00033
+@patch
+def lessons(self: Lab, model: Captioner, n_pairs: int, folder: Path) -> tuple[Pairs, Pairs]:
+    "Training and validation pairs of a captioner: pictures, or the columns of an ear that stands still."
+    if not self.still: return self.pairs('train', n_pairs), self.pairs('valid')
+    return self.recalled(model, 'train', n_pairs, folder), self.recalled(model, 'valid', None, folder)
+
 # %% ../nbs/50_experiments.ipynb #571168f8
 @patch
 def captioner(self: Lab, n_pairs: int) -> Path:
     "The folder of a captioner, trained on the first `n_pairs` pairs."
     heard = [c and c.folder.name for split in ('train', 'valid', 'heldout') for c in (self.corpus(split), self.beside(split))]
-    config = dict(corpora=heard, encoder=self.origin(), voice=Path(self.voice()).name, bridge=self.scale.bridge, pairs=n_pairs, beside=self.scale.beside,
-                  train=asdict(self.scale.captioner), rate=self.encoder_rate, crop=self.crop_frames(), seed=self.seed, code=code_hash('captioner', 'mae'))
+    settings = self.scale.frozen if self.still else self.scale.captioner
+    config = dict(corpora=heard, encoder=self.origin(), voice=Path(self.voice()).name, bridge=self.bridge, pairs=n_pairs, beside=self.scale.beside,
+                  train=asdict(settings), rate=self.encoder_rate, crop=self.crop_frames(), seed=self.seed, code=code_hash('captioner', 'mae', 'pretrain'))
     def make(folder):
         set_seed(self.seed)
-        encoder, frontend = self.hearing()
-        model = Captioner.from_parts(encoder, self.voice(), self.tokenizer(), frontend, **self.scale.bridge)
-        pairs = self.pairs('train', n_pairs)
-        model.calibrate(self.batches('train', 256), pairs.texts)
-        history = train(model, pairs, replace(self.scale.captioner, seed=self.seed), self.pairs('valid'),
-                        folder=folder/'training', param_groups=model.param_groups(self.scale.captioner, encoder_rate=self.encoder_rate),
+        model = self.unheard(n_pairs)
+        pairs, valid = self.lessons(model, n_pairs, folder/'training')
+        history = train(model, pairs, replace(settings, seed=self.seed), valid, folder=folder/'training',
+                        param_groups=model.param_groups(settings, encoder_rate=self.encoder_rate),
                         reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
         model.calibrate_novelty(self.batches('train', 512), self.batches('heldout', 512))
         model.save_pretrained(folder)
@@ -703,8 +749,8 @@ def training(self: Lab) -> list[Step]:
     few, many = self.scale.pairs
     encoders = {r: Step(f'pre-train the encoder, {r:.0%} masked', 40, 'mae', (r,)) for r in RATIOS.values()}
     voice = [Step('GPT-2 reads descriptions', 60, 'voice')] if self.scale.warmup else []
-    ears = [Step(f'train the captioner on {n:,} pairs', 350, 'captioner', (n,)) for n in (many, few)]
-    readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (30, 50, 100))]
+    ears = [Step(f'train the captioner on {n:,} pairs', 700, 'captioner', (n,)) for n in (many, few)]
+    readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (60, 180, 1500))]
     return [*voice, encoders.pop(RATIOS['text']), *ears, *encoders.values(), *reversed(readers)]
 
 # %% ../nbs/50_experiments.ipynb #f8545c05

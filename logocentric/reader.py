@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from fastcore.basics import patch
+from fastcore.basics import chunked, patch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerBase
 from .core import set_seed
 from .knowledge import Sentence
@@ -30,7 +30,7 @@ class ReasonerSize:
     lr: float            # highest learning rate
     num_layers: int = 2
 
-SIZES = dict(small=ReasonerSize(32, 2, 600, 4e-3), medium=ReasonerSize(64, 4, 900, 4e-3), large=ReasonerSize(128, 8, 5000, 3e-3, num_layers=4))
+SIZES = dict(small=ReasonerSize(32, 2, 2000, 4e-3), medium=ReasonerSize(64, 4, 3000, 4e-3), large=ReasonerSize(128, 4, 7000, 3e-3, num_layers=4))
 
 # %% ../nbs/42_reader.ipynb #09c3cdb9
 def reasoner_config(size: str | ReasonerSize,           # a name in `SIZES`
@@ -70,6 +70,11 @@ def answer_mask(sentence: Sentence,
     return [any(a < end and start < b for a, b in sentence.answers) for start, end in offsets]
 
 # %% ../nbs/42_reader.ipynb #39b33f2d
+def _encode(sentences, tokenizer): # tokens of each sentence, and which of them belong to its answers
+    encoded = tokenizer([s.text for s in sentences], add_special_tokens=False, return_offsets_mapping=True)
+    return [(torch.tensor(ids + [tokenizer.eos_token_id]), torch.tensor(answer_mask(s, offsets) + [False]))
+            for s, ids, offsets in zip(sentences, encoded.input_ids, encoded.offset_mapping)]
+
 class Sentences:
     "Knowledge as training data: each item is a bundle of sentences of about the same length."
     def __init__(self,
@@ -78,9 +83,7 @@ class Sentences:
                  bundle: int = 64,                 # sentences in an item
                  keep: float = .01,                # share of the other tokens that count
                  positions: int = 192):            # positions of the model; longer sentences are left out
-        encoded = tokenizer([s.text for s in sentences], add_special_tokens=False, return_offsets_mapping=True)
-        rows = [(torch.tensor(ids + [tokenizer.eos_token_id]), torch.tensor(answer_mask(s, offsets) + [False]))
-                for s, ids, offsets in zip(sentences, encoded.input_ids, encoded.offset_mapping) if len(ids) < positions]
+        rows = [row for part in chunked(sentences, 5000) for row in _encode(part, tokenizer) if len(row[0]) <= positions]
         rows.sort(key=lambda row: len(row[0]))
         self.bundles = [rows[i:i + bundle] for i in range(0, len(rows) - bundle + 1, bundle)]
         self.pad, self.keep, self.positions = tokenizer.eos_token_id, keep, positions

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'RULES', 'CONTENT_FREE', 'fill', 'label_aliases', 'label_words', 'label_tokens', 'collisions',
-           'label_report', 'Rule', 'domain_premise', 'LabelWarning', 'Scores', 'Reasoner', 'Trie', 'left_pad']
+           'label_report', 'Rule', 'domain_premise', 'LabelWarning', 'Scores', 'log_mean_probability', 'Reasoner',
+           'load_pretrained', 'Trie', 'left_pad']
 
 # %% ../nbs/40_reasoner.ipynb #9973a5e3
 import inspect, math, re, warnings
@@ -15,6 +16,7 @@ from typing import Callable
 import numpy as np, pandas as pd, torch
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
+from scipy.special import log_softmax, logsumexp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from .core import LogocentricError, progress
@@ -191,6 +193,13 @@ class Scores:
         under `calibrated` that of Zhao et al.; under `mean` and `pmi` a ranking turned into shares, no probability of the model's."""
         return pd.DataFrame(torch.tensor(self.values).softmax(-1).numpy(), columns=self.labels)
 
+# %% ../nbs/40_reasoner.ipynb #p00led02
+def log_mean_probability(values: np.ndarray, # scores, (…, labels)
+                         axis: int           # along which the opinions lie
+                        ) -> np.ndarray:     # natural logarithms, without this axis
+    "Pooled scores: the log of the mean of the labels' probabilities."
+    return logsumexp(log_softmax(values, -1), axis) - np.log(values.shape[axis])
+
 # %% ../nbs/40_reasoner.ipynb #ebc4a7d0
 class Reasoner:
     "A frozen causal language model that answers prompts by scoring labels."
@@ -203,18 +212,25 @@ class Reasoner:
     def __repr__(self): return f'Reasoner({self.model.config.model_type}, {self.model.num_parameters():,} parameters)'
 
 # %% ../nbs/40_reasoner.ipynb #8ec7cc9e
+def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM`, `AutoModel`
+                    what: str,        # kind of model, for an error
+                    name: str | Path, # a folder, or a name on the Hub
+                    **kwargs          # for `auto.from_pretrained`, e.g. `dtype`
+                   ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    "A pretrained model and its tokenizer, in single precision unless told otherwise."
+    kwargs.setdefault('dtype', torch.float32)
+    try: return auto.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error: raise LogocentricError(
+        f'no {what} {str(name)!r}: neither a folder with a model and its tokenizer, nor to be had from the Hub ({str(error).splitlines()[0]})') from error
+
+# %% ../nbs/40_reasoner.ipynb #l0aded01
 @patch(cls_method=True)
 def from_pretrained(cls: Reasoner,
                     name: str | Path, # a folder, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`, `gpt2-large`
-                    **kwargs          # for `AutoModelForCausalLM.from_pretrained`, e.g. `dtype`
+                    **kwargs          # as of `load_pretrained`
                    ):
-    "A pretrained reasoner, in single precision unless told otherwise."
-    kwargs.setdefault('dtype', torch.float32)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        return cls(AutoModelForCausalLM.from_pretrained(name, **kwargs), tokenizer)
-    except (OSError, ValueError) as error: raise LogocentricError(
-        f'no language model {str(name)!r}: neither a folder with a model and its tokenizer, nor to be had from the Hub ({str(error).splitlines()[0]})') from error
+    "A pretrained reasoner."
+    return cls(*load_pretrained(AutoModelForCausalLM, 'language model', name, **kwargs))
 
 @patch
 def save_pretrained(self: Reasoner, folder: str | Path) -> Path:

@@ -13,9 +13,9 @@ import numpy as np, torch
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from .core import LogocentricError
-from .reasoner import Scores, fill, label_words
+from .reasoner import Reasoner, Scores, fill, label_words, load_pretrained
 
 # %% ../nbs/43_sentences.ipynb #17390744
 def mean_pool(states: torch.Tensor, # (texts, tokens, dim)
@@ -89,20 +89,13 @@ def minilm_folder() -> Path:
 def from_pretrained(cls: SentenceReasoner,
                     name: str | Path | None = None, # a folder, or a name on the Hub; by default the encoder of the extra `minilm`
                     max_tokens: int = 256,          # longest text that is read
-                    **kwargs                        # for `AutoModel.from_pretrained`
+                    **kwargs                        # as of `load_pretrained`
                    ):
-    "A pretrained sentence encoder, in single precision unless told otherwise."
-    kwargs.setdefault('dtype', torch.float32)
+    "A pretrained sentence encoder."
     name = minilm_folder() if name is None else name
-    try: return cls(AutoModel.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name), max_tokens)
-    except (OSError, ValueError) as error: raise LogocentricError(
-        f'no sentence encoder {str(name)!r}: neither a folder with a model and its tokenizer, nor to be had from the Hub ({str(error).splitlines()[0]})') from error
+    return cls(*load_pretrained(AutoModel, 'sentence encoder', name, **kwargs), max_tokens)
 
-@patch
-def save_pretrained(self: SentenceReasoner, folder: str | Path) -> Path:
-    "Write model and tokenizer to one folder."
-    self.model.save_pretrained(folder); self.tokenizer.save_pretrained(folder)
-    return Path(folder)
+SentenceReasoner.save_pretrained = Reasoner.save_pretrained
 
 # %% ../nbs/43_sentences.ipynb #047b6f6b
 def label_texts(labels: list[str] | dict[str, list[str]],  # words, or the texts that describe each label

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from scipy.special import expit, log_softmax, logit, logsumexp
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from .core import LogocentricError
 from .corpus import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, TEMPO_RANGES, affect
 from .metrics import Score, bootstrap_score, score, tagging
-from .reasoner import LabelWarning, Scores
+from .reasoner import LabelWarning, Scores, log_mean_probability
 
 # %% ../nbs/41_tasks.ipynb #9ec949b6
 METRICS = dict(choice='accuracy', yes_or_no='balanced accuracy', each='mAP', number='mean absolute error')
@@ -90,7 +90,7 @@ def pool(self: Task,
     values = values.reshape(-1, n, len(self.labels)).astype(float)
     if n == 1: return Scores(values[:, 0], list(self.labels))
     if self.kind == 'each': return Scores(logit(expit(values).mean(1).clip(1e-9, 1 - 1e-9)), list(self.labels))
-    return Scores(logsumexp(log_softmax(values, -1), 1) - np.log(n), list(self.labels))
+    return Scores(log_mean_probability(values, 1), list(self.labels))
 
 # %% ../nbs/41_tasks.ipynb #e4456a69
 def _has(truth, labels): return np.array([[label in set(t) for label in labels] for t in truth])

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from scipy.special import log_softmax, logsumexp
 from .core import LogocentricError
 from .knowledge import ngrams
 from .metrics import Score, bootstrap_score, distance_score, holm, mcnemar, score
-from .reasoner import PROMPTS, Scores
+from .reasoner import PROMPTS, Scores, log_mean_probability
 
 # %% ../nbs/44_why.ipynb #5594e6b9
 VERDICTS = dict(right='the answer is right', ear='wrong, and right from the true description',
@@ -298,7 +297,7 @@ def ensemble(scores: Sequence[Scores] # of the same labels and clips
     if not scores: raise LogocentricError('an ensemble of nobody: give at least one `Scores`')
     labels = _agree(*scores)
     _same_length(**{f'scores {i}': s.values for i, s in enumerate(scores)})
-    return Scores(logsumexp([log_softmax(s.values, axis=1) for s in scores], axis=0) - np.log(len(scores)), labels)
+    return Scores(log_mean_probability(np.stack([s.values for s in scores]), 0), labels)
 
 # %% ../nbs/44_why.ipynb #2c48dcf0
 def _accuracies(self, name): return {q: score(self.truth[name], s.predictions).value for q, s in self.scores[name].items()}

@@ -2,7 +2,7 @@
 import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from logocentric.captioner import (CAVEAT, Captioner, Pairs, caption, describe, gpt2_config, load_gpt2, tokenise, warm_up)
+from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, load_gpt2, pool, tokenise, warm_up)
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig, MAEEncoder, MAEModel
@@ -259,3 +259,43 @@ def test_crops_hold_what_sounds(tokenizer):
         assert batch['logmel'].shape == (3, 256, 80) and batch['logmel'][1].max() == 1
     whole = Pairs(clips, ['a', 'b', 'c'], tokenizer, active=active).batch([1], np.random.default_rng(0))
     assert whole['logmel'].shape == (1, 1001, 80)
+
+
+def test_windows_of_many_lengths_stay_inside_a_clip(tokenizer):
+    clips = [np.full((126, 12), i, np.float16) + np.arange(126, dtype=np.float16)[:, None] for i in range(3)]
+    pairs, lengths = Pairs(clips, ['a', 'b', 'c'], tokenizer, crop=(42, 126), what='columns'), set()
+    for seed in range(40):
+        heard = pairs.batch([0, 1, 2], np.random.default_rng(seed))['columns']
+        assert heard.dtype == torch.float32 and 42 <= heard.shape[1] <= 126 and heard.shape[::2] == (3, 12)
+        assert (heard.diff(dim=1) == 1).all() and (heard[:, 0, 0] >= torch.arange(3)).all() and (heard[:, -1, 0] <= 125 + torch.arange(3)).all()
+        lengths.add(heard.shape[1])
+    assert len(lengths) > 15
+
+
+def test_a_change_at_a_lag_is_what_differs_after_so_many_columns():
+    x, real = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 9, dtype=torch.bool)
+    real[1, 6:] = False
+    for lag in (1, 4):
+        change = pool(x, real, [lag])[:, 6:]
+        for i, n in enumerate((9, 6)):
+            expected = np.sqrt(np.mean([(x[i, t + lag] - x[i, t]).numpy()**2 for t in range(n - lag)], 0) + 1e-4)
+            np.testing.assert_allclose(change[i], expected, rtol=1e-5)
+    assert (pool(x, real, [20])[:, 6:] == .01).all()                     # nothing lies so far apart
+    torch.testing.assert_close(pool(x, real, [20])[:, :6], pool(x, real))
+
+
+def test_an_ear_that_stands_still_is_heard_once(tokenizer, tmp_path):
+    model, x = build(tokenizer, lags=[1, 2]), pictures(5)
+    kept = cache_columns(model, x.numpy(), tmp_path/'columns.npy', batch_size=2)
+    assert kept.dtype == np.float16 and len(kept) == 5
+    torch.testing.assert_close(model.recall(torch.from_numpy(kept.astype(np.float32))), model.hear(x), rtol=0, atol=.03) # the ear hears in bfloat16 where that pays
+    assert (cache_columns(None, None, tmp_path/'columns.npy') == kept).all()
+    ear = [p.clone() for p in model.encoder.parameters()]
+    model.encoder.requires_grad_(False)
+    pairs, config = Pairs(kept, ['quick clicks', 'a deep hum']*2 + ['soft noise'], tokenizer, crop=(5, kept.shape[1]), what='columns'), TrainConfig(steps=30, batch_size=5, lr=5e-3)
+    learned = train(model, pairs, config, param_groups=model.param_groups(config, encoder_rate=0.), progress=False)
+    assert learned.rows[-1]['loss'] < .7*learned.rows[0]['loss'] and all(torch.equal(a, b) for a, b in zip(ear, model.encoder.parameters()))
+
+
+def test_glimpses_have_no_neighbours(tokenizer):
+    with pytest.raises(LogocentricError, match='seen_share=1'): build(tokenizer, lags=[1], seen_share=.3)

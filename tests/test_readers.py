@@ -81,12 +81,16 @@ def test_every_task_is_a_row(home):
         task = TASKS[r['task']]
         assert r['metric'] == METRICS[task.kind] and r['answers'] == len(task.labels) and 0 < r['n'] <= N
         for key in ('supervised', 'predicted', 'drawn', 'true'): assert 0 <= r[key]['low'] <= r[key]['high'] and r[key]['n'] == r['n'] and r[key]['value'] >= 0
+    for row in found['macro_f1'].values():
+        for s in row.values(): assert 0 <= s['low'] <= s['high'] <= 1 and s['n'] == N
     assert found['facts']['true'].keys() == found['facts']['predicted'].keys() and all(f['right'] == f['told'] == 1 for f in found['facts']['true'].values())
 
 
 @pytest.mark.skipif(shared_path() is None, reason='the folder of real recordings is not there')
 def test_recordings_are_asked_what_their_names_say(home):
     found = metrics(home, 'recordings')
-    assert {r['attribute'] for r in found['rows']} == {'kind', 'voice', 'drums', 'lead'} and len(found['said']) > 150
+    assert {r['attribute'] for r in found['rows']} == {'kind', 'voice', 'drums', 'lead', 'tempo'} and len(found['said']) > 150
     for r in found['rows']: assert is_share(r['words'], r['n']) and is_share(r['rendered'], N) and 0 < r['majority'] <= 1
-    for r in found['instruments']: assert is_share(r['named'], r['n']) and 0 <= r['elsewhere'] <= 1
+    for r in found['instruments']:
+        assert (is_share(r['named'], r['n']) and 0 <= r['elsewhere'] <= 1) if r['n'] else r['named'] is r['elsewhere'] is None
+        for s in (r['false_alarms'], *r['rendered'].values()): assert is_share(s, s['n']) and s['n'] > N

@@ -35,7 +35,10 @@ def test_a_captioner_begins_where_it_is_told(home):
     for start, expected in (('ear', shipped.encoder), ('paper75', painted)):
         for a, b in zip(getattr(labs[start].hearing()[0], 'encoder', labs[start].hearing()[0]).parameters(), expected.parameters(), strict=True): assert torch.equal(a, b)
     assert labs['ear'].hearing()[1] == labs['ear_random'].hearing()[1] == shipped.frontend != labs['random'].hearing()[1] == labs['random'].frontend()
-    assert Captioner.from_pretrained(labs['ear'].captioner(8)).frontend.config.mean == shipped.frontend.mean
+    still = Captioner.from_pretrained(labs['ear'].captioner(8))
+    assert still.frontend.config.mean == shipped.frontend.mean and still.config.lags == list(labs['ear'].scale.lags)
+    assert all(torch.equal(a, b) for a, b in zip(still.encoder.parameters(), shipped.encoder.parameters(), strict=True))
+    assert labs['ear'].still and not labs['ear_random'].still
     with pytest.raises(LogocentricError, match='unknown start'): Lab.at('smoke', 1, 'asleep')
 
 
