@@ -37,7 +37,7 @@ def ship(lab: Lab,                         # a laboratory whose models are train
         ) -> dict[str, Path]:
     "Put the captioner with most pairs and the largest reasoner into the package."
     sources, scale, pairs = _sources(lab), lab.scale, lab.scale.pairs[-1]
-    about = dict(scale=scale.name, seed=lab.seed, start=scale.start, pairs=pairs, sounds=len(lab.pairs('train')) - pairs, reader=scale.readers[-1])
+    about = dict(scale=scale.name, seed=lab.seed, start=scale.start, still=lab.still, pairs=pairs, sounds=len(lab.pairs('train')) - pairs, reader=scale.readers[-1])
     targets = {kind: Path(folder)/kind if folder else shipped_path(kind) for kind in sources}
     for kind, target in targets.items():
         shutil.rmtree(target, ignore_errors=True)
@@ -50,9 +50,9 @@ def genres_table(record: Record, # of the experiment `table1_reasoner_size`
                  reader: str     # whose rows
                 ) -> str:        # a table in Markdown
     "Zero-shot accuracies on rendered test sets, with the lines beside them."
-    head = '| rendered test set | N | chance | log-mel, supervised | from its words | from true words |\n|---|---|---|---|---|---|'
+    head = '| rendered test set | N | chance | log-mel, supervised | from its words | pooled over several | from true words |\n|---|---|---|---|---|---|---|'
     rows = [f"| {TEST_SETS[r['test']]} | {r['n']:,} | {record.metrics['lines'][r['test']]['chance']:.3f} | {with_interval(record.metrics['lines'][r['test']]['supervised'])} | "
-            f"{with_interval(r['predicted'])} | {with_interval(r['true'])} |" for r in record.metrics['rows'] if r['reader'] == reader]
+            f"{with_interval(r['predicted'])} | {with_interval(r['drawn'])} | {with_interval(r['true'])} |" for r in record.metrics['rows'] if r['reader'] == reader]
     return '\n'.join([head, *rows])
 
 # %% ../nbs/60_ship.ipynb #cd4f18a9
@@ -74,7 +74,7 @@ Says what a sound is like ({parameters:.1f} M parameters: a vision transformer, 
 `logocentric.captioner.describe('song.mp3')` or `logocentric describe song.mp3`.
 
 **What it learned from.** {pairs:,} clips of music composed by rules and rendered through a soundfont, and {sounds:,} clips of procedural sound, each with its
-description; its encoder began as {began}. {seconds:.0f} s of training, after GPT-2 had read the descriptions.
+description; its encoder began as {began}{still}. {seconds:.0f} s of training, after GPT-2 had read the descriptions.
 `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
 """
 
@@ -129,6 +129,7 @@ def write_cards(genres: Record,                   # of `table1_reasoner_size`
     source = {kind: read_json(f/'source.json') for kind, f in folders.items()}
     _same_models(source, genres, sorts)
     facts = dict(genres=genres_table(genres, source['reasoner']['reader']), sorts=sorts_table(sorts), began=BEGAN[source['captioner']['start']],
+                 still=', and stood still while the rest learned' if source['captioner']['still'] else '',
                  seconds=read_json(folders['captioner']/'history.json')['seconds'])
     texts = dict(captioner=CAPTIONER + '\n' + REACHED, reasoner=REASONER)
     texts = {kind: text.format(**(source[kind] | facts | dict(parameters=source[kind]['parameters']/1e6))) for kind, text in texts.items()}

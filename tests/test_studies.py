@@ -1,5 +1,5 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
-import pytest, torch
+import numpy as np, pytest, torch
 from logocentric.captioner import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.ear import load_ear
@@ -40,6 +40,20 @@ def test_a_captioner_begins_where_it_is_told(home):
     assert all(torch.equal(a, b) for a, b in zip(still.encoder.parameters(), shipped.encoder.parameters(), strict=True))
     assert labs['ear'].still and not labs['ear_random'].still
     with pytest.raises(LogocentricError, match='unknown start'): Lab.at('smoke', 1, 'asleep')
+
+
+def test_an_ear_that_stands_still_hears_training_clips_twice(home, tmp_path):
+    lab = Lab.at('smoke', 1, 'ear')
+    model = lab.unheard(8)
+    learn, valid = lab.lessons(model, 8, tmp_path)
+    plain = lab.pairs('train', 8)
+    n, many = len(plain), learn.logmels[0].shape[0]
+    assert len(learn) == 2*n and learn.texts == plain.texts*2 and len(valid) == len(lab.pairs('valid')) and valid.crop is None
+    assert learn.crop == (many//3, many) and not any(np.array_equal(a, b) for a, b in zip(learn.logmels[:n], learn.logmels[n:]))
+    assert all(a is None or (len(a) == many and a.any() == b.any()) for a, b in zip(learn.active, plain.active*2))
+    again, _ = lab.lessons(model, 8, tmp_path)
+    assert all(np.array_equal(a, b) for a, b in zip(learn.logmels, again.logmels)) and not any(p.requires_grad for p in model.encoder.parameters())
+    assert lab.bridge['lags'] == list(lab.scale.lags) and 'lags' not in Lab.at('smoke', 1, 'ear_random').bridge
 
 
 def test_each_way_to_learn_is_a_stage_of_its_own(home):
