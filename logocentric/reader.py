@@ -69,12 +69,13 @@ def answer_mask(sentence: Sentence,
     "Which tokens belong to an answer."
     return [any(a < end and start < b for a, b in sentence.answers) for start, end in offsets]
 
-# %% ../nbs/42_reader.ipynb #39b33f2d
+# %% ../nbs/42_reader.ipynb #42a00010
 def _encode(sentences, tokenizer): # tokens of each sentence, and which of them belong to its answers
     encoded = tokenizer([s.text for s in sentences], add_special_tokens=False, return_offsets_mapping=True)
     return [(torch.tensor(ids + [tokenizer.eos_token_id]), torch.tensor(answer_mask(s, offsets) + [False]))
             for s, ids, offsets in zip(sentences, encoded.input_ids, encoded.offset_mapping)]
 
+# %% ../nbs/42_reader.ipynb #39b33f2d
 class Sentences:
     "Knowledge as training data: each item is a bundle of sentences of about the same length."
     def __init__(self,
