@@ -175,7 +175,7 @@ def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rul
 
 # %% ../nbs/51_cli.ipynb #355281fe
 @app.command()
-def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (minutes, no download) or paper (GPUs, Hub).')] = 'mini',
+def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (an hour, no download) or paper (GPUs, Hub).')] = 'mini',
               seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
     from logocentric.experiments import reproduce as run
