@@ -405,7 +405,7 @@ def voice(self: Lab) -> Path | str:
 def unheard(self: Lab, n_pairs: int) -> Captioner:
     "A captioner before it learns: its parts joined, its constants fixed."
     encoder, frontend = self.hearing()
-    model = Captioner.from_parts(encoder, self.voice(), self.tokenizer(), frontend, **self.bridge)
+    model = Captioner.from_parts(encoder, self.voice(), self.tokenizer(), frontend, **self.bridge).to(best_device())
     model.encoder.requires_grad_(not self.still)
     return model.calibrate(self.batches('train', 256), self.pairs('train', n_pairs).texts)
 
