@@ -7,10 +7,10 @@ __all__ = ['TRIVIAL', 'caption_words', 'count_ngrams', 'bleu_tally', 'bleu_of', 
            'fewest_chunks', 'meteor', 'document_frequency', 'cider_d', 'vocabulary', 'length_tally', 'novelty_tallies',
            'embedding_similarity', 'attribute_table', 'attribute_values', 'attribute_tally', 'tag_template',
            'most_common_caption', 'shuffled_captions', 'ratio_of', 'tally_score', 'trivial_lines', 'caption_table',
-           'readable']
+           'tally_difference', 'readable']
 
 # %% ../nbs/31_caption_metrics.ipynb #73e953a5
-import re
+import math, re
 from collections import Counter
 from functools import lru_cache
 from typing import Callable, Mapping, Sequence
@@ -131,11 +131,11 @@ def document_frequency(references: list[list[list[str]]] # words of each referen
 
 # %% ../nbs/31_caption_metrics.ipynb #544b814f
 def _clipped_cosine(c, s): # n-gram → weight, of a caption and a reference
-    norms = np.sqrt(sum(v*v for v in c.values())*sum(v*v for v in s.values()))
+    norms = math.sqrt(sum(v*v for v in c.values())*sum(v*v for v in s.values()))
     return sum(min(v, s[g])*s[g] for g, v in c.items() if g in s)/norms if norms else 0.
 
 def _vectors(words, frequency, n_clips): # one dictionary for each n
-    return [{g: k*np.log(n_clips/max(1, frequency[g])) for g, k in count_ngrams(words, n).items()} for n in range(1, 5)]
+    return [{g: k*math.log(n_clips/max(1, frequency[g])) for g, k in count_ngrams(words, n).items()} for n in range(1, 5)]
 
 # %% ../nbs/31_caption_metrics.ipynb #ecfb5982
 def cider_d(captions: Sequence[str], references: Sequence, # one text or several a clip
@@ -178,8 +178,8 @@ def embedding_similarity(captions: Sequence[str], references: Sequence, # one te
     "Mean cosine of each caption with its references."
     references = [[r] if isinstance(r, str) else list(r) for r in references]
     owner = np.repeat(np.arange(len(references)), [len(r) for r in references])  # (references,) whose it is
-    of_captions = encoder.embed([c or '.' for c in captions])[owner]
-    cosines = (of_captions*encoder.embed([r for refs in references for r in refs])).sum(1)
+    of_captions = encoder.embed([c if caption_words(c) else '.' for c in captions])[owner]
+    cosines = (of_captions*encoder.embed([r for refs in references for r in refs])).sum(1)*[bool(caption_words(captions[i])) for i in owner]
     return np.bincount(owner, cosines)/np.bincount(owner)
 
 # %% ../nbs/31_caption_metrics.ipynb #2b860748
@@ -206,8 +206,8 @@ def attribute_table(captions: Sequence[str],
     "How often captions name each attribute, and how often rightly."
     said, rows = _named(captions, truth, told, attributes), {}
     for a in attributes:
-        right = sum(s.get(a) == t for s, t in zip(said, truth[a]))
-        rows[a] = _row(sum(a in s for s in said), right, len(said))
+        right = sum(a in s and s[a] == t for s, t in zip(said, truth[a]))
+        rows[a] = _row(sum(a in s for s in said), right, int(truth[a].notna().sum()))
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/31_caption_metrics.ipynb #9fa8a382
@@ -225,12 +225,15 @@ def attribute_values(captions: Sequence[str],
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['attribute', 'value'])
 
 # %% ../nbs/31_caption_metrics.ipynb #753aa10b
-def attribute_tally(captions: Sequence[str], truth: pd.DataFrame, told: Callable, attributes: Sequence[str] = tuple(ATTRIBUTES)
+def attribute_tally(captions: Sequence[str],
+                    truth: pd.DataFrame, # a row a clip, a column an attribute
+                    told: Callable,      # caption → {attribute: value} that it names
+                    attributes: Sequence[str] = tuple(ATTRIBUTES) # what is asked for
                    ) -> np.ndarray: # (clips, 3)
     "How many attributes each caption names rightly, how many it names, and how many there are."
     said = _named(captions, truth, told, attributes)
-    right = [sum(s.get(a) == t for a, t in zip(attributes, row)) for s, row in zip(said, truth[list(attributes)].itertuples(index=False))]
-    return np.stack([right, [sum(a in s for a in attributes) for s in said], [len(attributes)]*len(said)], 1)
+    right = [sum(a in s and s[a] == t for a, t in zip(attributes, row)) for s, row in zip(said, truth[list(attributes)].itertuples(index=False))]
+    return np.stack([right, [sum(a in s for a in attributes) for s in said], truth[list(attributes)].notna().sum(axis=1)], 1)
 
 # %% ../nbs/31_caption_metrics.ipynb #e34db55c
 def tag_template(tags: Sequence[Sequence[str]],      # labels of each clip, in words
@@ -310,7 +313,7 @@ def caption_table(systems: Mapping[str, Sequence[str]] | Sequence[str], # name �
                   seed: int = 0                        # of the resampling, and of the shuffled pairs
                  ) -> pd.DataFrame: # a row a system and metric: value, low, high, n
     "All scores of systems and of the three trivial lines, with 95 % intervals over clips."
-    systems = dict(systems) if isinstance(systems, Mapping) else dict(system=systems)
+    systems, training = dict(systems) if isinstance(systems, Mapping) else dict(system=systems), list(training)
     if taken := set(systems) & set(TRIVIAL): raise LogocentricError(f'{", ".join(taken)} is the name of a trivial line: name the system otherwise')
     if truth is not None and told is None: raise LogocentricError('with true attributes give `told`, which finds those that a caption names')
     rows = {}
@@ -319,6 +322,16 @@ def caption_table(systems: Mapping[str, Sequence[str]] | Sequence[str], # name �
             rows[name, metric] = vars(tally_score(tally, of_sums, n, seed))
         rows[name, 'vocabulary'] = dict(value=float(vocabulary(captions)), low=np.nan, high=np.nan, n=len(captions))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['system', 'metric'])
+
+# %% ../nbs/31_caption_metrics.ipynb #c1a8cf1e
+def tally_difference(a: np.ndarray, b: np.ndarray, # (clips, k), tallies of two systems on the same clips
+                     of_sums: Callable = ratio_of, # (…, k) → (…)
+                     **settings                    # n, seed, level of `tally_score`
+                    ) -> Score:
+    "How much more A scores than B, with the interval of the difference."
+    if len(a) != len(b): raise LogocentricError(f'{len(a)} and {len(b)} clips: a difference needs the same clips')
+    k = np.shape(a)[1]
+    return tally_score(np.concatenate([a, b], 1), lambda sums: of_sums(sums[..., :k]) - of_sums(sums[..., k:]), **settings)
 
 # %% ../nbs/31_caption_metrics.ipynb #772c6763
 def readable(table: pd.DataFrame,       # from `caption_table`
