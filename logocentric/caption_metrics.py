@@ -94,7 +94,8 @@ def stem(word: str) -> str:
     return _stemmer.stemWord(word)
 
 # %% ../nbs/31_caption_metrics.ipynb #c87e153d
-def fewest_chunks(said: Sequence, true: Sequence, width: int = 40 # pairings that are kept
+def fewest_chunks(said: Sequence, true: Sequence, # words, or anything else that can be compared
+                  width: int = 40                 # ways that are kept
                  ) -> int:
     "How few runs the largest pairing of equal items has."
     places, left, ways = {w: [j for j, t in enumerate(true) if t == w] for w in said}, Counter(said), {(0, -2): 0}
@@ -107,7 +108,7 @@ def fewest_chunks(said: Sequence, true: Sequence, width: int = 40 # pairings tha
             steps = [(used | 1 << j, j, chunks + (j != last + 1)) for j in free]
             if len(places[word]) - len(free) + left[word] >= most[word]: steps.append((used, -2, chunks)) # leave this one out
             for u, l, c in steps: longer[u, l] = min(c, longer.get((u, l), c))
-        ways = dict(sorted(longer.items(), key=lambda way: way[1])[:width])
+        ways = dict(sorted(longer.items(), key=lambda way: way[1] + (way[0][1] == -2))[:width]) # after a word left out the next pair costs a chunk
     return min(ways.values())
 
 # %% ../nbs/31_caption_metrics.ipynb #a14d8c81
@@ -220,8 +221,8 @@ def attribute_values(captions: Sequence[str],
     said, rows = _named(captions, truth, told, attributes), {}
     for a in attributes:
         pairs = [(s.get(a), t) for s, t in zip(said, truth[a])]
-        for value in sorted({v for pair in pairs for v in pair if isinstance(v, str)}):
-            rows[a, value] = _row(*(sum(f(s, t) for s, t in pairs) for f in (lambda s, t: s == value, lambda s, t: s == t == value, lambda s, t: t == value)))
+        for v in sorted({v for pair in pairs for v in pair if isinstance(v, str)}):
+            rows[a, v] = _row(sum(s == v for s, _ in pairs), pairs.count((v, v)), sum(t == v for _, t in pairs))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['attribute', 'value'])
 
 # %% ../nbs/31_caption_metrics.ipynb #753aa10b

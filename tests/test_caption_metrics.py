@@ -8,7 +8,7 @@ from logocentric.caption_metrics import (attribute_table, attribute_tally, attri
     cider_d, embedding_similarity, fewest_chunks, length_tally, longest_common, meteor, most_common_caption, novelty_tallies, readable, rouge_l,
     shuffled_captions, tag_template, tally_difference, tally_score, vocabulary)
 from logocentric.core import LogocentricError
-from logocentric.corpus import ATTRIBUTES
+from logocentric.corpus import ATTRIBUTES, corpus_clip, describe_clip
 from logocentric.metrics import Score, wilson_interval
 from logocentric.sentences import SentenceReasoner
 from logocentric.tasks import facts, told
@@ -164,6 +164,14 @@ def test_fewest_chunks_are_the_fewest():
     for _ in range(40):
         said, true = (rng.choice(list('abc'), size=k).tolist() for k in rng.integers(1, 6, 2))
         assert fewest_chunks(said, true) == all_pairings(said, true), (said, true)
+
+
+def test_long_captions_lose_little_by_the_beam():
+    "Descriptions of the corpus, over forty words, beside a beam fifty times as wide."
+    specs = [corpus_clip(1, i) for i in range(12)]
+    pairs = [[[cm.stem(w) for w in caption_words(describe_clip(s, v))] for v in (0, 1)] for s in specs]
+    narrow, wide = (np.array([fewest_chunks(*p, width=width) for p in pairs]) for width in (40, 2000))
+    assert (narrow >= wide).all() and narrow.sum() <= 1.02*wide.sum()
 
 
 def test_a_caption_that_repeats_itself_is_scored_in_time():
