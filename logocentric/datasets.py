@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'COLUMNS', 'LISTS', 'MAGIC', 'DATASETS', 'GTZAN_GENRES', 'FMA_GENRES', 'NAMES', 'DataError',
            'audio_stem', 'AudioIndex', 'audio_index', 'read_rows', 'manifest_hash', 'Manifest', 'read_skip_list',
-           'write_skip_list', 'DatasetInfo', 'register', 'identify', 'Rows', 'loads', 'read_dataset', 'gtzan',
-           'fma_small', 'youtube_names', 'audioset', 'esc50', 'fsd50k', 'openmic2018', 'magnatagatune', 'mtg_jamendo',
+           'write_skip_list', 'DatasetInfo', 'register', 'identify', 'youtube_names', 'Rows', 'loads', 'read_dataset',
+           'gtzan', 'fma_small', 'audioset', 'esc50', 'fsd50k', 'openmic2018', 'magnatagatune', 'mtg_jamendo',
            'musiccaps', 'song_describer', 'clotho', 'audiocaps', 'read_table', 'dataset_table']
 
 # %% ../nbs/12_datasets.ipynb #90b48372
@@ -65,12 +65,21 @@ def _text(path: Path) -> str:
     try: return raw.decode('utf-8-sig')
     except UnicodeDecodeError: return raw.decode('latin-1')
 
+def _fields(path: Path, sep: str = ',') -> list[list[str]]:
+    "The fields of every row; a file that ends inside quotes was cut short."
+    read = lambda strict: list(csv.reader(io.StringIO(_text(path), newline=''), delimiter=sep, skipinitialspace=True, strict=strict))
+    try: return read(True)
+    except csv.Error as e:
+        if 'unexpected end' in str(e): raise DataError(f'{path.name} ends inside a quoted field: it was cut short, get it again')
+        return read(False)
+
+# %% ../nbs/12_datasets.ipynb #9220c46e
 def _needs(path: Path, columns, found) -> None:
     if lacking := [c for c in columns if c not in found]:
         raise DataError(f"{path.name} has no column {', '.join(lacking)}: expected {', '.join(columns)}, found {_some(found, 12)}. "
                         'Is it the published file, with its separator unchanged?')
 
-# %% ../nbs/12_datasets.ipynb #9220c46e
+# %% ../nbs/12_datasets.ipynb #d90c7361
 def read_rows(path: str | Path,
               columns: list[str] = (),  # that must be there
               sep: str = ','
@@ -78,7 +87,7 @@ def read_rows(path: str | Path,
     "The rows of a table with a header, every field as text; a row of another length is an error."
     path = Path(path)
     if not path.is_file(): raise DataError(f'{path.name} is not in {path.parent.name}: {_listing(path.parent)}')
-    header, *rows = list(csv.reader(io.StringIO(_text(path), newline=''), delimiter=sep, skipinitialspace=True)) or [[]]
+    header, *rows = _fields(path, sep) or [[]]
     header = [_nfc(h.strip()) for h in header]
     _needs(path, columns, header)
     rows = [(n, r) for n, r in enumerate(rows, 2) if r]
@@ -86,6 +95,10 @@ def read_rows(path: str | Path,
         raise DataError(f'{path.name}: row {bad[0]} has another number of fields than the header ({len(header)}); {len(bad)} such rows. '
                         'A file cut short by an interrupted download ends so: get it again')
     return [dict(zip(header, r)) for _, r in rows]
+
+def _float(text: str, where: str) -> float:
+    try: return float(text)
+    except ValueError: raise DataError(f'{where}: expected a number, found {text!r}')
 
 # %% ../nbs/12_datasets.ipynb #33a3b190
 def _some(ids, n=5) -> str:
@@ -185,7 +198,7 @@ def __repr__(self: Manifest) -> str:
     lines = [f"{s['name']} {s['hash']}: {s['there']:,} of {s['clips']:,} clips are there"]
     if s['skipped']: lines[0] += f", {s['skipped']:,} skipped"
     if s['published'] and s['published'] != s['clips'] + s['skipped']: lines.append(f"  the publisher counts {s['published']:,}")
-    if set(s['splits']) - {'none'}: lines.append('  ' + ', '.join(f'{k} {v:,}' for k, v in s['splits'].items()))
+    if set(s['splits']) - {'none'}: lines.append('  by split: ' + ', '.join(f'{k} {v:,}' if not k.isdigit() else f'fold {k} {v:,}' for k, v in s['splits'].items()))
     return '\n'.join(lines + [f'  {k}: {v:,}' for k, v in s['notes'].items()])
 
 # %% ../nbs/12_datasets.ipynb #3c81fdd1
@@ -245,9 +258,9 @@ def require(self: Manifest,
            ) -> Manifest:        # itself
     "Refuse to go on with fewer clips than this says it has."
     if gone := self.absent():
-        hint = 'none of them: was the archive unpacked?' if len(gone) == len(self) else f'missing: {_some(gone)}.'
+        hint = 'Not one is: was the archive unpacked?' if len(gone) == len(self) else f'Missing: {_some(gone)}.'
         raise DataError(f'{self.name}: {len(self) - len(gone):,} of {len(self):,} clips are there. {hint} Expected e.g. '
-                        f"{self.table['path'][self.table['missing']].iloc[0]} in {Path(self.root).name}. Get them, or skip them by "
+                        f"{self.table['path'][self.table['missing']].iloc[0]} in {Path(self.root).name}, in any format. Get them, or skip them by "
                         'name: manifest.skip(manifest.absent()), or skip= and a list of ids and reasons')
     n, listed = n or self.published, len(self) + len(self.skipped)
     if n and listed != n:
@@ -331,7 +344,7 @@ def at(self: Manifest, root: str | Path) -> Manifest: # where the sounds are now
     root = _folder(root)
     index = audio_index(root)
     paths = [index.paths.get(audio_stem(p), p) for p in self.table['path']]
-    return replace(self, root=root, table=self.table.assign(path=paths, missing=[audio_stem(p) not in index.paths for p in paths]))
+    return replace(self, root=root, table=self.table.assign(path=paths, missing=[audio_stem(p) not in index.paths and not (root/p).is_file() for p in paths]))
 
 # %% ../nbs/12_datasets.ipynb #b8f38eea
 def _folder(path) -> Path:
@@ -404,18 +417,27 @@ def identify(folder: str | Path # that holds a data set, or the folder above it
     raise DataError(f'{folder.name} is none of {", ".join(DATASETS)}: {_listing(folder)}. '
                     'For a list of your own use `read_table`; for what a folder must look like, `DATASETS[name].tree`')
 
-# %% ../nbs/12_datasets.ipynb #f62b78ee
+# %% ../nbs/12_datasets.ipynb #045ccbab
+def youtube_names(ytid: str, start: float, end: float) -> list[str]:
+    "Names that crawlers give to a part of a video."
+    both = {f'{start:g}_{end:g}', f'{start:.3f}_{end:.3f}', f'{start*1000:.0f}_{end*1000:.0f}'}
+    tails = ['', *(f'_{t}' for t in sorted(both | {f'{start:g}', f'{start:.3f}', f'{start*1000:.0f}'}))]
+    return [head + ytid + tail for head in ('', 'Y') for tail in tails] + [f'[{ytid}]-[{start:g}-{end:g}]']
+
+# %% ../nbs/12_datasets.ipynb #9eda92f6
 class Rows(NamedTuple):
     "What a loader found in the lists."
-    rows: list[dict]                    # fields of a manifest, and `files` (paths without suffix) or `names` (of files, anywhere)
+    rows: list[dict]                    # fields of a manifest, and `files` (paths without suffix) or `youtube` (id, start and end)
     vocabulary: list[str] | None = None
     expected: dict[str, int] = {}
     notes: dict[str, int] = {}
 
-def _locate(row: dict, index: AudioIndex) -> dict:
+def _locate(row: dict, index: AudioIndex, root: Path) -> dict:
     "The row with its path, and whether it is there."
-    files, names = row.pop('files', ()), row.pop('names', ())
+    files, names = row.pop('files', ()), youtube_names(*row.pop('youtube')) if 'youtube' in row else ()
+    exact = row.pop('exact', None)
     hits = [index.paths[f] for f in map(_nfc, files) if f in index.paths] or [index.names[n] for n in map(_nfc, names) if n in index.names]
+    if not hits and exact and (root/exact).is_file(): hits = [exact]
     return dict(row, path=hits[0] if hits else _nfc([*files, *names][0]), missing=not hits)
 
 # %% ../nbs/12_datasets.ipynb #dec0dfaf
@@ -448,7 +470,7 @@ def _manifest(found: Rows, name: str, root: Path, source: str) -> Manifest:
     rows, twice = _unique(found.rows, name)
     _check_labels(rows, found.vocabulary, name)
     index = audio_index(root)
-    table = _table([_locate(dict(r), index) for r in rows])
+    table = _table([_locate(dict(r), index, root) for r in rows])
     stray = len(set(index.paths) - {audio_stem(p) for p in table['path']})
     notes = {**found.notes, 'rows listed twice': twice, 'sound files in no list': stray}
     return Manifest(table, name, root, source, found.vocabulary, dict(found.expected), notes={k: v for k, v in notes.items() if v})
@@ -538,7 +560,9 @@ def _fma_tracks(path: Path) -> pd.DataFrame:
     "Track number, split, subset and top genre of every track, as text."
     places = _fma_columns(path, [('set', 'split'), ('set', 'subset'), ('track', 'genre_top')])
     names = {0: 'id', **{i: n for n, i in places.items()}}
-    tracks = pd.read_csv(path, header=None, skiprows=2, usecols=sorted(names), dtype=str, keep_default_na=False).rename(columns=names)
+    try: tracks = pd.read_csv(path, header=None, skiprows=2, usecols=sorted(names), dtype=str, keep_default_na=False).rename(columns=names)
+    except pd.errors.ParserError as e: raise DataError(f'{path.name} is damaged, perhaps cut short: {e}. Get it again')
+    tracks = tracks.fillna('')
     return tracks[tracks['id'].str.fullmatch(r'\d+')]
 
 # %% ../nbs/12_datasets.ipynb #295a4068
@@ -562,33 +586,34 @@ register('audioset', title='AudioSet', page='https://research.google.com/audiose
          marks=[('class_labels_indices.csv', '*_segments.csv')],
          verified='labels: the real file; segments and names of files: as described, not verified');
 
-# %% ../nbs/12_datasets.ipynb #045ccbab
-def youtube_names(ytid: str, start: float, end: float) -> list[str]:
-    "Names that crawlers give to a part of a video."
-    both = {f'{start:g}_{end:g}', f'{start:.3f}_{end:.3f}', f'{start*1000:.0f}_{end*1000:.0f}'}
-    tails = ['', *(f'_{t}' for t in sorted(both | {f'{start:g}', f'{start:.3f}', f'{start*1000:.0f}'}))]
-    return [head + ytid + tail for head in ('', 'Y') for tail in tails] + [f'[{ytid}]-[{start:g}-{end:g}]']
-
-# %% ../nbs/12_datasets.ipynb #9eda92f6
+# %% ../nbs/12_datasets.ipynb #42333c71
 def _segments(path: Path) -> list[list[str]]:
     "The rows of a segments list: id, start, end, machine ids of the labels."
-    rows = [r for r in csv.reader(io.StringIO(_text(path), newline=''), skipinitialspace=True) if r and not r[0].startswith('#')]
+    rows = [r for r in _fields(path) if r and not r[0].startswith('#')]
     if bad := [r for r in rows if len(r) != 4]:
         raise DataError(f'{path.name}: expected rows of id, start, end and quoted labels, found {len(bad):,} others, e.g. {",".join(bad[0])[:60]!r}')
     return rows
 
-# %% ../nbs/12_datasets.ipynb #78d2d873
+# %% ../nbs/12_datasets.ipynb #8fff4971
+def _header_count(path: Path, part: str, n: int) -> dict[str, int]:
+    "What the head of a segments list counts, where that is another number."
+    head = [line for line in _text(path).splitlines()[:5] if line.startswith('#') and 'num_segs=' in line]
+    said = int(head[0].partition('num_segs=')[2].partition(',')[0]) if head else n
+    return {f'segments of {part} by the head of its list, which has {n:,}': said} if said != n else {}
+
+# %% ../nbs/12_datasets.ipynb #18a777da
 @loads('audioset')
 def audioset(folder): # that holds the lists, and the sound anywhere below
     "AudioSet: the clips of every list that is there, as splits `balanced`, `unbalanced` and `evaluation`."
     words = {r['mid']: r['display_name'] for r in read_rows(folder/'class_labels_indices.csv', ['index', 'mid', 'display_name'])}
-    rows = []
+    rows, notes = [], {}
     for part, name in (('balanced', 'balanced_train'), ('unbalanced', 'unbalanced_train'), ('evaluation', 'eval')):
         if not (path := folder/f'{name}_segments.csv').is_file(): continue
         for i, start, end, mids in _segments(path):
-            a, b = float(start), float(end)
-            rows.append(dict(id=i, names=youtube_names(i, a, b), duration=b - a, split=part, labels=[words.get(m, m) for m in mids.split(',')]))
-    return Rows(rows, list(words.values()))
+            a, b = _float(start, f'{path.name}, {i}'), _float(end, f'{path.name}, {i}')
+            rows.append(dict(id=i, youtube=(i, a, b), duration=b - a, split=part, labels=[words.get(m, m) for m in mids.split(',')]))
+        notes |= _header_count(path, part, sum(r['split'] == part for r in rows))
+    return Rows(rows, list(words.values()), {}, notes)
 
 # %% ../nbs/12_datasets.ipynb #0ea2fcfa
 register('esc50', title='ESC-50', page='https://github.com/karolpiczak/ESC-50', licence='CC BY-NC 3.0; ESC-10 CC BY 3.0',
@@ -648,7 +673,7 @@ def openmic2018(folder): # that holds `openmic-2018-aggregated-labels.csv`
     "OpenMIC-2018: instruments that are heard, among those that were asked about."
     said, split = {}, _openmic_split(folder)
     for r in read_rows(folder/'openmic-2018-aggregated-labels.csv', ['sample_key', 'instrument', 'relevance']):
-        said.setdefault(r['sample_key'], {})[r['instrument'].replace('_', ' ')] = float(r['relevance'])
+        said.setdefault(r['sample_key'], {})[r['instrument'].replace('_', ' ')] = _float(r['relevance'], r['sample_key'])
     rows = [dict(id=i, files=[f'audio/{i[:3]}/{i}'], split=split.get(i, ''), duration=10., observed=sorted(a),
                  labels=sorted(k for k, v in a.items() if v >= .5)) for i, a in said.items()]
     words = [w.replace('_', ' ') for w in read_json(folder/'class-map.json')] if (folder/'class-map.json').is_file() else sorted({w for a in said.values() for w in a})
@@ -702,7 +727,7 @@ def mtg_jamendo(folder,             # that holds `data` and the sound
         for track, _, _, path, seconds, *found in _jamendo_rows(folder/'data'/'splits'/f'split-{fold}'/f'{name}-{part}.tsv'):
             stem = audio_stem(path)
             files = [f'{place}{stem}{low}' for place in ('audios/', 'audio/', '') for low in ('', '.low')]
-            rows.append(dict(id=track, files=files, duration=float(seconds), split=part, labels=[word(t) for t in found if t]))
+            rows.append(dict(id=track, files=files, duration=_float(seconds, f'{name}-{part}.tsv, {track}'), split=part, labels=[word(t) for t in found if t]))
     whole = folder/'data'/f'{name}.tsv'
     left = len({r[0] for r in _jamendo_rows(whole)} - {r['id'] for r in rows}) if whole.is_file() else 0
     return Rows(rows, sorted({w for r in rows for w in r['labels']}), {}, {'tracks of the list in no split': left} if left else {})
@@ -724,9 +749,10 @@ def _python_list(text: str, where: str) -> list[str]:
 def musiccaps(folder): # that holds `musiccaps-public.csv`, and the sound anywhere below
     "MusicCaps: a caption and its aspects; `test` are the clips of AudioSet's evaluation list."
     found = read_rows(folder/'musiccaps-public.csv', ['ytid', 'start_s', 'end_s', 'aspect_list', 'caption', 'is_audioset_eval'])
-    rows = [dict(id=r['ytid'], names=youtube_names(r['ytid'], float(r['start_s']), float(r['end_s'])), duration=float(r['end_s']) - float(r['start_s']),
+    rows = [dict(id=r['ytid'], youtube=(r['ytid'], a, b), duration=b - a,
                  labels=_python_list(r['aspect_list'], f"musiccaps-public.csv, {r['ytid']}"), texts=[r['caption']],
-                 split='test' if r['is_audioset_eval'] == 'True' else 'train') for r in found]
+                 split='test' if r['is_audioset_eval'] == 'True' else 'train')
+            for r in found for a, b in [[_float(r[k], f"musiccaps-public.csv, {r['ytid']}") for k in ('start_s', 'end_s')]]]
     return Rows(rows, None, dict(train=2663, test=2858))
 
 # %% ../nbs/12_datasets.ipynb #70df8167
@@ -783,8 +809,8 @@ def audiocaps(folder): # that holds the lists, and the sound anywhere below
     for part, split in dict(train='train', val='validation', test='test').items():
         for path in [p for p in (folder/f'{part}.csv', folder/'dataset'/f'{part}.csv') if p.is_file()][:1]:
             for r in read_rows(path, ['audiocap_id', 'youtube_id', 'start_time', 'caption']):
-                start = float(r['start_time'])
-                row = dict(id=f"{r['youtube_id']}_{start:g}", names=youtube_names(r['youtube_id'], start, start + 10), duration=10., split=split)
+                start = _float(r['start_time'], f"{path.name}, {r['youtube_id']}")
+                row = dict(id=f"{r['youtube_id']}_{start:g}", youtube=(r['youtube_id'], start, start + 10), duration=10., split=split)
                 pairs.append((row, r['caption']))
     if both := {r['id'] for r, _ in pairs if r['split'] == 'train'} & {r['id'] for r, _ in pairs if r['split'] != 'train'}:
         raise DataError(f'audiocaps: {_some(sorted(both))} are in train and in another split: the lists are of different versions')
@@ -850,7 +876,7 @@ def _own_rows(rows, columns, path, root, sep) -> list[dict]:
         if not isinstance(sound, (str, os.PathLike)) or not str(sound).strip():
             raise DataError(f'{path.name}: row {n} of {len(rows)} names no sound file: column {columns["audio"]} holds {str(sound)[:40]!r}')
         stem = audio_stem(os.path.relpath(sound, root) if os.path.isabs(sound) else Path(sound).as_posix())
-        row = dict(id=str(get(r, 'id') or stem), files=[stem], labels=_words(get(r, 'labels'), sep), split=str(get(r, 'split') or ''), **_times(r, path, n))
+        row = dict(id=str(get(r, 'id') or stem), files=[stem], exact=str(sound), labels=_words(get(r, 'labels'), sep), split=str(get(r, 'split') or ''), **_times(r, path, n))
         texts = _words(get(r, 'text'), '\0')
         first = plain.setdefault(row['id'], dict(row, texts=[]))
         if {k: v for k, v in first.items() if k != 'texts'} != row:
