@@ -126,16 +126,16 @@ COLUMNS = dict(
 # %% ../nbs/12_datasets.ipynb #3d4eb076
 def _table(rows) -> pd.DataFrame:
     "Rows as a table with all columns of a manifest, in order, each of its type."
-    table = pd.DataFrame(rows if len(rows) else None, columns=None if len(rows) else ['id'])
+    table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows or None, columns=None if rows else ['id'])
     blank = dict(path='', start=0., duration=np.nan, split='', labels=(), texts=(), missing=False)
     void = lambda v: v is None or isinstance(v, float) and v != v
     for column, value in blank.items():
         table[column] = [value if void(v) else v for v in table[column]] if column in table else [value]*len(table)
     for column in ('labels', 'texts', 'observed'):
-        if column in table: table[column] = [list(v) for v in table[column]]
+        if column in table: table[column] = pd.Series([list(v) for v in table[column]], index=table.index, dtype=object)
     table['text'] = [t[0] if t else '' for t in table['texts']]
-    table = table.astype(dict(id=object, path=object, split=object, text=object, start=float, duration=float, missing=bool))
     table['id'] = [_nfc(i) for i in table['id']]
+    table = table.astype(dict(id=str, path=str, split=str, text=str, start=float, duration=float, missing=bool))
     return table[[*COLUMNS, *(c for c in ('observed', 'reason') if c in table)]].reset_index(drop=True)
 
 # %% ../nbs/12_datasets.ipynb #bf5069a8
