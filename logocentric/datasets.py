@@ -37,6 +37,11 @@ def audio_stem(path: str) -> str:
     return stem if f'.{suffix}'.lower() in AUDIO_SUFFIXES else path
 
 # %% ../nbs/12_datasets.ipynb #96e3bcfd
+def _loops(place: str, folder: str) -> bool:
+    "Whether a folder is a link back to where it lies in."
+    path = os.path.join(place, folder)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
+
 class AudioIndex(NamedTuple):
     "The sound files below a folder."
     paths: dict[str, str]  # path without suffix -> path, both relative to the folder
@@ -46,7 +51,7 @@ def audio_index(folder: str | Path) -> AudioIndex:
     "Every sound file below a folder; of two with one stem the first suffix of `AUDIO_SUFFIXES` counts."
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX')
+        folders[:] = sorted(f for f in folders if not f.startswith('.') and f != '__MACOSX' and not _loops(place, f))
         here = Path(place).relative_to(folder)
         found += [(here/f).as_posix() for f in files if not f.startswith('.') and Path(f).suffix.lower() in AUDIO_SUFFIXES]
     found.sort(key=lambda p: (AUDIO_SUFFIXES.index(Path(p).suffix.lower()), p))
@@ -219,7 +224,8 @@ def read_skip_list(path: str | Path) -> dict[str, str]:
     if not path.is_file(): raise DataError(f'no skip list {path.name}: expected a CSV with the columns id and reason, or JSON')
     if path.suffix.lower() != '.json': rows = read_rows(path, ['id', 'reason'])
     else:
-        found = read_json(path)
+        try: found = read_json(path)
+        except json.JSONDecodeError as e: raise DataError(f'{path.name} is no JSON ({e.msg}): expected {{"id": "reason"}}')
         rows = [dict(id=i, reason=r) for i, r in found.items()] if isinstance(found, dict) else found
         if not all(isinstance(r, dict) and {'id', 'reason'} <= set(r) for r in rows):
             raise DataError(f'{path.name}: expected {{"id": "reason"}} or a list of {{"id": …, "reason": …}}')
@@ -274,9 +280,22 @@ def require(self: Manifest,
 def targets(self: Manifest) -> tuple[np.ndarray, np.ndarray]: # two boolean arrays (clips, labels): true, and known
     "Which labels of the vocabulary are true of each clip, and which are known at all."
     if self.vocabulary is None: raise DataError(f'{self.name} has free words for labels and no vocabulary: set manifest.vocabulary')
-    hot = lambda lists: np.array([[w in set(labels) for w in self.vocabulary] for labels in lists], bool).reshape(len(self), -1)
-    true = hot(self.table['labels'])
-    return true, hot(self.table['observed']) if 'observed' in self.table else np.ones_like(true)
+    _check_labels(self.table.to_dict('records'), self.vocabulary, self.name)
+    place, true = {w: i for i, w in enumerate(self.vocabulary)}, np.zeros((len(self), len(self.vocabulary)), bool)
+    known = np.full_like(true, 'observed' not in self.table)
+    for column, array in (('labels', true), ('observed', known)):
+        for i, words in enumerate(self.table[column] if column in self.table else ()): array[i, [place[w] for w in words]] = True
+    return true, known
+
+# %% ../nbs/12_datasets.ipynb #9f3d3aa2
+def _check_labels(rows: list[dict], vocabulary: list[str] | None, name: str) -> None:
+    "Refuse labels that the vocabulary does not have."
+    if vocabulary is None: return
+    known, strange = set(vocabulary), Counter()
+    for row in rows: strange.update({*row.get('labels', ()), *row.get('observed', ())} - known)
+    if strange:
+        raise DataError(f'{name}: labels outside the vocabulary of {len(vocabulary)}: {_some(strange)}, in {sum(strange.values()):,} places. '
+                        f'Expected e.g. {_some(vocabulary, 3)}: lists and vocabulary are of different versions, or a name was edited')
 
 # %% ../nbs/12_datasets.ipynb #96520230
 LISTS = ('labels', 'texts', 'observed')
@@ -436,9 +455,9 @@ def _locate(row: dict, index: AudioIndex, root: Path) -> dict:
     "The row with its path, and whether it is there."
     files, names = row.pop('files', ()), youtube_names(*row.pop('youtube')) if 'youtube' in row else ()
     exact = row.pop('exact', None)
+    if exact and (root/exact).is_file(): return dict(row, path=exact, missing=False)
     hits = [index.paths[f] for f in map(_nfc, files) if f in index.paths] or [index.names[n] for n in map(_nfc, names) if n in index.names]
-    if not hits and exact and (root/exact).is_file(): hits = [exact]
-    return dict(row, path=hits[0] if hits else _nfc([*files, *names][0]), missing=not hits)
+    return dict(row, path=hits[0] if hits else exact or _nfc([*files, *names][0]), missing=not hits)
 
 # %% ../nbs/12_datasets.ipynb #dec0dfaf
 def _unique(rows: list[dict], name: str) -> tuple[list[dict], int]:
@@ -453,16 +472,6 @@ def _unique(rows: list[dict], name: str) -> tuple[list[dict], int]:
                 raise DataError(f"{name}: {row['id']} is listed twice with different {', '.join(which)}: {first[which[0]]!r} and {row[which[0]]!r}. "
                                 'Correct the list, or keep one of the rows')
     return list(seen.values()), twice
-
-# %% ../nbs/12_datasets.ipynb #15269165
-def _check_labels(rows: list[dict], vocabulary: list[str] | None, name: str) -> None:
-    "Refuse labels that the vocabulary does not have."
-    if vocabulary is None: return
-    known, strange = set(vocabulary), Counter()
-    for row in rows: strange.update(set(row.get('labels', ())) - known)
-    if strange:
-        raise DataError(f'{name}: labels outside the vocabulary of {len(vocabulary)}: {_some(strange)}, in {sum(strange.values()):,} places. '
-                        f'Expected e.g. {_some(vocabulary, 3)}: lists and vocabulary are of different versions, or a name was edited')
 
 # %% ../nbs/12_datasets.ipynb #55148628
 def _manifest(found: Rows, name: str, root: Path, source: str) -> Manifest:
@@ -842,10 +851,16 @@ def _column(rows, path, role, given):
         raise DataError(f"{path.name} has no column of sound files: expected one of {', '.join(NAMES['audio'])}, found {_some(found, 12)}. Name it: audio='…'")
     return hits[0] if hits else None
 
+def _plain(value) -> str:
+    "A value as text; nothing, and what is no number, as none. The fold 0 is a fold."
+    return '' if value is None or isinstance(value, float) and value != value else str(value)
+
 def _words(value, sep) -> list[str]:
     "Labels from a list, a JSON list as text, or words between separators."
-    if isinstance(value, str): value = json.loads(value) if value.startswith('["') else value.split(sep)
-    elif value is None or value is False or (isinstance(value, float) and value != value): value = []
+    if isinstance(value, str):
+        try: value = json.loads(value) if value.startswith('["') else value.split(sep)
+        except json.JSONDecodeError: value = value.split(sep)
+    elif _plain(value) == '': value = []
     return [str(w).strip() for w in (value if isinstance(value, (list, tuple, np.ndarray)) else [value]) if str(w).strip()]
 
 # %% ../nbs/12_datasets.ipynb #88508954
@@ -870,22 +885,24 @@ def read_table(path: str | Path,                    # .csv, .tsv, .jsonl or .par
 # %% ../nbs/12_datasets.ipynb #4b08633f
 def _own_rows(rows, columns, path, root, sep) -> list[dict]:
     "Rows of a table as rows of a manifest."
-    get, plain = lambda r, role: r.get(columns[role]) if columns[role] else None, {}
+    get, clips = lambda r, role: r.get(columns[role]) if columns[role] else None, {}
     for n, r in enumerate(rows, 1):
         sound = get(r, 'audio')
         if not isinstance(sound, (str, os.PathLike)) or not str(sound).strip():
             raise DataError(f'{path.name}: row {n} of {len(rows)} names no sound file: column {columns["audio"]} holds {str(sound)[:40]!r}')
-        stem = audio_stem(os.path.relpath(sound, root) if os.path.isabs(sound) else Path(sound).as_posix())
-        row = dict(id=str(get(r, 'id') or stem), files=[stem], exact=str(sound), labels=_words(get(r, 'labels'), sep), split=str(get(r, 'split') or ''), **_times(r, path, n))
+        inside = os.path.relpath(sound, root) if os.path.isabs(sound) else Path(sound).as_posix()
+        row = dict(id=_plain(get(r, 'id')) or audio_stem(inside), files=[audio_stem(inside)], exact=str(sound) if inside.startswith('..') else inside,
+                   labels=_words(get(r, 'labels'), sep), split=_plain(get(r, 'split')), **_times(r, path, n))
         texts = _words(get(r, 'text'), '\0')
-        first = plain.setdefault(row['id'], dict(row, texts=[]))
+        first = clips.setdefault(row['id'], dict(row, texts=[]))
         if {k: v for k, v in first.items() if k != 'texts'} != row:
-            raise DataError(f"{path.name}: row {n} repeats {row['id']} with other labels, split or times. Correct it, or name a column of unique ids: id='…'")
+            raise DataError(f"{path.name}: row {n} repeats {row['id']} with another file, other labels, split or times. Correct it, or name a column of unique ids: id='…'")
         first['texts'] += [t for t in texts if t not in first['texts']]
-    return list(plain.values())
+    return list(clips.values())
 
 def _times(r: dict, path: Path, n: int) -> dict:
-    try: return dict(start=float(r.get('start') or 0), duration=float(r['duration']) if r.get('duration') else np.nan)
+    start, duration = _plain(r.get('start')), _plain(r.get('duration'))
+    try: return dict(start=float(start or 0), duration=float(duration) if duration else np.nan)
     except ValueError: raise DataError(f'{path.name}: row {n}: start and duration are seconds, found {r.get("start")!r} and {r.get("duration")!r}')
 
 # %% ../nbs/12_datasets.ipynb #36a015ad

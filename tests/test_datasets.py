@@ -262,6 +262,13 @@ def test_openmic_unobserved_is_unknown(tmp_path):
     assert manifest.vocabulary == ['drums', 'flute', 'mallet percussion'] and manifest.notes['clips of the splits without any label'] == 1
 
 
+def test_targets_outside_a_vocabulary_one_sets(tmp_path):
+    manifest = read_dataset('magnatagatune', mini(tmp_path, 'magnatagatune'))
+    assert manifest.targets()[0].tolist() == [[True, True], [True, False], [False, False]] and manifest.targets()[1].all()
+    manifest.vocabulary = ['harp']
+    with pytest.raises(DataError, match='outside the vocabulary of 1: no voice'): manifest.targets()
+
+
 def test_magnatagatune_split_and_top(tmp_path):
     manifest = read_dataset('magnatagatune', mini(tmp_path, 'magnatagatune'))
     assert manifest.table['split'].tolist() == ['test', 'validation', 'train'] and manifest.table.labels.tolist() == [['harp', 'no voice'], ['harp'], []]
@@ -349,7 +356,7 @@ def test_loaders_honour_skip_lists(tmp_path, suffix):
 
 def test_skip_lists_in_other_forms(tmp_path):
     assert read_skip_list(put(tmp_path/'a.json', '{"jazz.00054": "unreadable"}')) == {'jazz.00054': 'unreadable'}
-    for name, text, message in [('b.json', '["jazz.00054"]', 'expected {"id": "reason"}'), ('c.csv', 'clip,why\na,b\n', 'has no column id, reason')]:
+    for name, text, message in [('b.json', '["jazz.00054"]', 'expected {"id": "reason"}'), ('c.csv', 'clip,why\na,b\n', 'has no column id, reason'), ('e.json', '{', 'is no JSON')]:
         with pytest.raises(DataError, match=message): read_skip_list(put(tmp_path/name, text))
     with pytest.raises(DataError, match='no skip list d.csv'): read_skip_list(tmp_path/'d.csv')
 
@@ -395,6 +402,14 @@ def test_sounds_in_no_list_are_counted(tmp_path):
     assert read_dataset('fsd50k', folder).notes == {'sound files in no list': 1}
 
 
+def test_links_that_go_in_circles(tmp_path):
+    put(tmp_path/'a/b/c.wav')
+    (tmp_path/'a/b/up').symlink_to(tmp_path/'a', target_is_directory=True)
+    put(tmp_path.parent/f'{tmp_path.name}-disk/d.wav')
+    (tmp_path/'a/disk').symlink_to(tmp_path.parent/f'{tmp_path.name}-disk', target_is_directory=True)
+    assert audio_index(tmp_path).paths == {'a/b/c': 'a/b/c.wav', 'a/disk/d': 'a/disk/d.wav'}
+
+
 def test_one_stem_in_two_formats(tmp_path):
     for name in ('a.mp3', 'a.WAV', 'b.c.mp3', 'b.mp3'): put(tmp_path/name)
     assert audio_index(tmp_path).paths == {'a': 'a.WAV', 'b.c': 'b.c.mp3', 'b': 'b.mp3'} and audio_stem('a.b') == 'a.b'
@@ -433,7 +448,8 @@ def test_own_table_with_sounds_elsewhere(tmp_path):
     ('t.csv', 'sound,label\na.wav,x\n', {}, 'no column of sound files: expected one of path, .* found sound, label'),
     ('t.csv', 'path,label\na.wav,x\n', dict(labels='genre'), 'has no column genre: expected genre, found path, label'),
     ('t.csv', 'path,label\n,x\n', {}, 'row 1 of 1 names no sound file'),
-    ('t.csv', 'path,label\na.wav,x\na.wav,y\n', {}, 'row 2 repeats a with other labels'),
+    ('t.csv', 'path,label\na.wav,x\na.wav,y\n', {}, 'row 2 repeats a with another file, other labels'),
+    ('t.csv', 'path,label\na.wav,x\na.mp3,x\n', {}, 'row 2 repeats a with another file'),
     ('t.csv', 'path,label\na.wav,x\n', dict(vocabulary=['y']), 'outside the vocabulary of 1: x'),
     ('t.csv', 'path,start\na.wav,soon\n', {}, "start and duration are seconds, found 'soon'"),
     ('t.csv', 'path,text\na.wav,"never clo', {}, 'ends inside a quoted field'),
@@ -441,6 +457,12 @@ def test_own_table_with_sounds_elsewhere(tmp_path):
     ('t.xlsx', 'PK', {}, 'a table ends in .csv, .tsv, .jsonl or .parquet')])
 def test_own_tables_that_are_wrong(tmp_path, name, text, options, message):
     with pytest.raises(DataError, match=message): read_table(put(tmp_path/name, text), **options)
+
+
+def test_own_table_means_the_file_it_names(tmp_path):
+    for name in ('a.wav', 'a.mp3'): put(tmp_path/name)
+    manifest = read_table(put(tmp_path/'t.jsonl', '{"path": "a.mp3", "fold": 0, "label": 0}\n{"path": "b.mp3", "fold": 1, "label": "[\\"x"}\n'))
+    assert manifest.table.path.tolist() == ['a.mp3', 'b.mp3'] and manifest.table['split'].tolist() == ['0', '1'] and manifest.table.labels.tolist() == [['0'], ['["x']]
 
 
 def test_own_tables_that_are_not_there(tmp_path):
