@@ -369,7 +369,8 @@ def at(self: Manifest, root: str | Path) -> Manifest: # where the sounds are now
 def _folder(path) -> Path:
     path = Path(path).expanduser()
     if not path.exists(): raise DataError(f'no folder {path}')
-    if not path.is_dir(): raise DataError(f'{path.name} is a file, and a folder is expected' + (': unpack it first' if path.suffix in ('.zip', '.gz', '.tar', '.tgz', '.7z') else ''))
+    packed = path.suffix in ('.zip', '.gz', '.tar', '.tgz', '.7z')
+    if not path.is_dir(): raise DataError(f'{path.name} is a file, and a folder is expected' + ': unpack it first'*packed)
     return path
 
 # %% ../nbs/12_datasets.ipynb #f79da75a
@@ -589,16 +590,17 @@ def fma_small(folder): # that holds `fma_metadata` and `fma_small`
 
 # %% ../nbs/12_datasets.ipynb #0349a4e9
 register('audioset', title='AudioSet', page='https://research.google.com/audioset/download.html',
-         clips='balanced 22,160, unbalanced 2,041,789 and about 20,380 for evaluation: counted from the lists', licence='lists CC BY 4.0; the videos are their owners\'',
+         clips='balanced 22,160, unbalanced 2,041,789, evaluation about 20,380: counted from the lists',
+         licence='lists CC BY 4.0; the videos are their owners\'',
          tree='class_labels_indices.csv\neval_segments.csv, balanced_train_segments.csv, unbalanced_train_segments.csv (one or more)\n'
               'any folders/YTID.wav (or YYTID, YTID_30.000, YTID_30_40, …)',
          marks=[('class_labels_indices.csv', '*_segments.csv')],
-         verified='labels: the real file; segments and names of files: as described, not verified');
+         verified='labels: the real file; segments: by sight of a public copy; names of files: not verified');
 
 # %% ../nbs/12_datasets.ipynb #42333c71
 def _segments(path: Path) -> list[list[str]]:
     "The rows of a segments list: id, start, end, machine ids of the labels."
-    rows = [r for r in _fields(path) if r and not r[0].startswith('#')]
+    rows = [r for r in _fields(path) if r and not r[0].startswith('#') and r[0] != 'YTID']
     if bad := [r for r in rows if len(r) != 4]:
         raise DataError(f'{path.name}: expected rows of id, start, end and quoted labels, found {len(bad):,} others, e.g. {",".join(bad[0])[:60]!r}')
     return rows
@@ -646,7 +648,8 @@ def esc50(folder,        # that holds `meta` and `audio`
 
 # %% ../nbs/12_datasets.ipynb #57bfc380
 register('fsd50k', title='FSD50K', page='https://zenodo.org/record/4060432', licence='CC BY 4.0 as a whole; each clip under its own Creative Commons licence',
-         clips='51,197: 36,796 / 4,170 / 10,231', tree='FSD50K.ground_truth/dev.csv, eval.csv, vocabulary.csv\nFSD50K.dev_audio/64760.wav …\nFSD50K.eval_audio/37199.wav …',
+         clips='51,197: 36,796 / 4,170 / 10,231',
+         tree='FSD50K.ground_truth/dev.csv, eval.csv, vocabulary.csv\nFSD50K.dev_audio/64760.wav …\nFSD50K.eval_audio/37199.wav …',
          marks=[('FSD50K.ground_truth/dev.csv',), ('FSD50K.ground_truth/eval.csv',)], verified='the lists in soundata\'s test resources, and soundata 1.0');
 
 # %% ../nbs/12_datasets.ipynb #5b8465b2
@@ -663,7 +666,9 @@ def fsd50k(folder): # that holds `FSD50K.ground_truth` and the folders of sound
 
 # %% ../nbs/12_datasets.ipynb #a3991d45
 register('openmic2018', title='OpenMIC-2018', page='https://zenodo.org/record/1432913', licence='CC BY 4.0; each clip under its own Creative Commons licence',
-         clips='20,000 clips of 10 s: 14,915 / 5,085', tree='openmic-2018-aggregated-labels.csv\nclass-map.json\npartitions/split01_train.csv, split01_test.csv\naudio/\n  000/000046_3840.ogg\n  …',
+         clips='20,000 clips of 10 s: 14,915 / 5,085',
+         tree='openmic-2018-aggregated-labels.csv\nclass-map.json\npartitions/split01_train.csv, split01_test.csv\n'
+              'audio/\n  000/000046_3840.ogg\n  …',
          marks=[('openmic-2018-aggregated-labels.csv',)], verified='a real miniature with one clip, the real splits, and mirdata 1.0');
 
 # %% ../nbs/12_datasets.ipynb #e3c7a394
@@ -685,7 +690,8 @@ def openmic2018(folder): # that holds `openmic-2018-aggregated-labels.csv`
         said.setdefault(r['sample_key'], {})[r['instrument'].replace('_', ' ')] = _float(r['relevance'], r['sample_key'])
     rows = [dict(id=i, files=[f'audio/{i[:3]}/{i}'], split=split.get(i, ''), duration=10., observed=sorted(a),
                  labels=sorted(k for k, v in a.items() if v >= .5)) for i, a in said.items()]
-    words = [w.replace('_', ' ') for w in read_json(folder/'class-map.json')] if (folder/'class-map.json').is_file() else sorted({w for a in said.values() for w in a})
+    named = folder/'class-map.json'
+    words = [w.replace('_', ' ') for w in read_json(named)] if named.is_file() else sorted({w for a in said.values() for w in a})
     unasked = len(set(split) - set(said))
     return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked} if unasked else {})
 
@@ -788,7 +794,9 @@ def song_describer(folder,      # that holds `song_describer.csv` and `audio`
 
 # %% ../nbs/12_datasets.ipynb #9b3f3486
 register('clotho', title='Clotho', page='https://zenodo.org/records/4783391', licence='captions: Tampere University, non-commercial; each sound under its own Creative Commons licence',
-         clips='about 5,930 with five captions each: counted from the lists', tree='clotho_captions_development.csv, _validation.csv, _evaluation.csv (one or more)\ndevelopment/….wav\nvalidation/….wav\nevaluation/….wav',
+         clips='about 5,930 with five captions each: counted from the lists',
+         tree='clotho_captions_development.csv, _validation.csv, _evaluation.csv (one or more)\n'
+              'development/….wav\nvalidation/….wav\nevaluation/….wav',
          marks=[('clotho_captions_*.csv',), ('clotho_csv_files/clotho_captions_*.csv',)], verified='the list in soundata\'s test resources, and soundata 1.0');
 
 # %% ../nbs/12_datasets.ipynb #504a5f17
@@ -808,7 +816,8 @@ def clotho(folder): # that holds the lists and the folders of sound
 # %% ../nbs/12_datasets.ipynb #8ff1bcd6
 register('audiocaps', title='AudioCaps', page='https://github.com/cdjkim/audiocaps', licence='MIT for the captions; the videos are their owners\'',
          clips='about 51,000 clips of 10 s: counted from the lists', tree='train.csv, val.csv, test.csv (one or more, or in dataset/)\nany folders/YTID.wav (or YYTID, YTID_30, …)',
-         marks=[(f'{place}{part}.csv:audiocap_id',) for place in ('', 'dataset/') for part in ('train', 'val', 'test')], verified='the publisher\'s README; not verified against real files');
+         marks=[(f'{place}{part}.csv:audiocap_id',) for place in ('', 'dataset/') for part in ('train', 'val', 'test')],
+         verified='the publisher\'s README and val.csv, by sight; names of files: not verified');
 
 # %% ../nbs/12_datasets.ipynb #bd32af5b
 @loads('audiocaps')

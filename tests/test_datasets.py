@@ -237,6 +237,13 @@ def test_audioset_names_of_files_and_ids(tmp_path):
     with pytest.raises(DataError, match='expected rows of id, start, end and quoted labels, found 1 others'): read_dataset('audioset', folder)
 
 
+def test_audioset_lists_with_a_plain_header(tmp_path):
+    folder = mini(tmp_path, 'audioset')
+    before = read_dataset('audioset', folder)
+    put(folder/'eval_segments.csv', 'YTID,start_seconds,end_seconds,positive_labels\n--aaaaaaaaa,30.000,40.000,"/m/1,/m/2"\nYbbbbbbbbbb,0.000,10.000,"/m/1"\n')
+    assert read_dataset('audioset', folder).hash == before.hash
+
+
 def test_esc10_and_edited_targets(tmp_path):
     folder = mini(tmp_path, 'esc50')
     assert read_dataset('esc50', folder, esc10=True).table.labels.tolist() == [['crackling fire']]
