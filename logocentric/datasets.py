@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import LogocentricError, atomic_write, read_json, write_json
+from .core import LogocentricError, atomic_write, write_json
 
 # %% ../nbs/12_datasets.ipynb #c1bb4783
 class DataError(LogocentricError):
@@ -100,6 +100,10 @@ def read_rows(path: str | Path,
         raise DataError(f'{path.name}: row {bad[0]} has another number of fields than the header ({len(header)}); {len(bad)} such rows. '
                         'A file cut short by an interrupted download ends so: get it again')
     return [dict(zip(header, r)) for _, r in rows]
+
+def _json(text: str, where: str):
+    try: return json.loads(text)
+    except json.JSONDecodeError as e: raise DataError(f'{where} is no JSON ({e.msg}): was it cut short or edited?')
 
 def _float(text: str, where: str) -> float:
     try: return float(text)
@@ -224,8 +228,7 @@ def read_skip_list(path: str | Path) -> dict[str, str]:
     if not path.is_file(): raise DataError(f'no skip list {path.name}: expected a CSV with the columns id and reason, or JSON')
     if path.suffix.lower() != '.json': rows = read_rows(path, ['id', 'reason'])
     else:
-        try: found = read_json(path)
-        except json.JSONDecodeError as e: raise DataError(f'{path.name} is no JSON ({e.msg}): expected {{"id": "reason"}}')
+        found = _json(_text(path), path.name)
         rows = [dict(id=i, reason=r) for i, r in found.items()] if isinstance(found, dict) else found
         if not all(isinstance(r, dict) and {'id', 'reason'} <= set(r) for r in rows):
             raise DataError(f'{path.name}: expected {{"id": "reason"}} or a list of {{"id": …, "reason": …}}')
@@ -294,7 +297,7 @@ def _check_labels(rows: list[dict], vocabulary: list[str] | None, name: str) -> 
     known, strange = set(vocabulary), Counter()
     for row in rows: strange.update({*row.get('labels', ()), *row.get('observed', ())} - known)
     if strange:
-        raise DataError(f'{name}: labels outside the vocabulary of {len(vocabulary)}: {_some(strange)}, in {sum(strange.values()):,} places. '
+        raise DataError(f'{name}: labels outside the vocabulary of {len(vocabulary)}: {_some(sorted(strange))}, in {sum(strange.values()):,} places. '
                         f'Expected e.g. {_some(vocabulary, 3)}: lists and vocabulary are of different versions, or a name was edited')
 
 # %% ../nbs/12_datasets.ipynb #96520230
@@ -335,7 +338,7 @@ def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
     with open(path, encoding='utf-8', newline='') as f:
         first = f.readline()
         if not first.startswith(MAGIC): raise DataError(f'{path.name} is no saved manifest: read a list of your own with `read_table`')
-        return json.loads(first[len(MAGIC):]), pd.read_csv(f, dtype=str, keep_default_na=False)
+        return _json(first[len(MAGIC):], f'the first line of {path.name}'), pd.read_csv(f, dtype=str, keep_default_na=False)
 
 # %% ../nbs/12_datasets.ipynb #65e3f250
 @patch(cls_method=True)
@@ -477,6 +480,7 @@ def _unique(rows: list[dict], name: str) -> tuple[list[dict], int]:
 # %% ../nbs/12_datasets.ipynb #55148628
 def _manifest(found: Rows, name: str, root: Path, source: str) -> Manifest:
     "A manifest of what a loader found: checked, located, counted."
+    if not found.rows: raise DataError(f'{name}: the lists in {root.name} name no clip: are they empty, or of another version?')
     rows, twice = _unique(found.rows, name)
     _check_labels(rows, found.vocabulary, name)
     index = audio_index(root)
@@ -525,6 +529,13 @@ register('gtzan', title='GTZAN', page='http://opihi.cs.uvic.ca/sound/genres.tar.
          verified='file names: the filtered lists (real files) and mirdata 1.0; audio folder: not verified');
 
 # %% ../nbs/12_datasets.ipynb #8b7a1e16
+def _add_split(split: dict[str, str], ids: list[str], part: str) -> None:
+    "Put clips into a part of a split; one that is in another part already is an error."
+    if leaks := [i for i in ids if split.get(i, part) != part]:
+        raise DataError(f'{_some(leaks)}: in the lists of {split[leaks[0]]} and of {part}. A clip to train on is none to test on: correct the lists')
+    split.update(dict.fromkeys(ids, part))
+
+# %% ../nbs/12_datasets.ipynb #5b316a18
 def _gtzan_split(lists: Path) -> dict[str, str]:
     "Clip to split, from the three lists of the filtered split."
     split = {}
@@ -532,7 +543,7 @@ def _gtzan_split(lists: Path) -> dict[str, str]:
         path = _folder(lists)/f'{name}_filtered.txt'
         if not path.is_file(): raise DataError(f'{path.name} is not in {path.parent.name}: {_listing(path.parent)}. The lists are in '
             'github.com/jordipons/sklearn-audio-transfer-learning, folder data/index/GTZAN')
-        split |= {audio_stem(line.strip()).rpartition('/')[2]: part for line in _text(path).splitlines() if line.strip()}
+        _add_split(split, [audio_stem(line.strip()).rpartition('/')[2] for line in _text(path).splitlines() if line.strip()], part)
     return split
 
 # %% ../nbs/12_datasets.ipynb #eaeba6be
@@ -571,7 +582,7 @@ def _fma_tracks(path: Path) -> pd.DataFrame:
     places = _fma_columns(path, [('set', 'split'), ('set', 'subset'), ('track', 'genre_top')])
     names = {0: 'id', **{i: n for n, i in places.items()}}
     try: tracks = pd.read_csv(path, header=None, skiprows=2, usecols=sorted(names), dtype=str, keep_default_na=False).rename(columns=names)
-    except pd.errors.ParserError as e: raise DataError(f'{path.name} is damaged, perhaps cut short: {e}. Get it again')
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise DataError(f'{path.name} is damaged, perhaps cut short: {e}. Get it again')
     tracks = tracks.fillna('')
     return tracks[tracks['id'].str.fullmatch(r'\d+')]
 
@@ -609,7 +620,8 @@ def _segments(path: Path) -> list[list[str]]:
 def _header_count(path: Path, part: str, n: int) -> dict[str, int]:
     "What the head of a segments list counts, where that is another number."
     head = [line for line in _text(path).splitlines()[:5] if line.startswith('#') and 'num_segs=' in line]
-    said = int(head[0].partition('num_segs=')[2].partition(',')[0]) if head else n
+    digits = head[0].partition('num_segs=')[2].partition(',')[0].strip() if head else ''
+    said = int(digits) if digits.isdigit() else n
     return {f'segments of {part} by the head of its list, which has {n:,}': said} if said != n else {}
 
 # %% ../nbs/12_datasets.ipynb #18a777da
@@ -678,7 +690,7 @@ def _openmic_split(folder: Path) -> dict[str, str]:
     for part in ('train', 'test'):
         path = folder/'partitions'/f'split01_{part}.csv'
         if not path.is_file(): raise DataError(f'{path.name} is not in partitions: {_listing(path.parent)}')
-        split |= {line.strip(): part for line in _text(path).splitlines() if line.strip()}
+        _add_split(split, [line.strip() for line in _text(path).splitlines() if line.strip()], part)
     return split
 
 # %% ../nbs/12_datasets.ipynb #666c5e19
@@ -691,7 +703,7 @@ def openmic2018(folder): # that holds `openmic-2018-aggregated-labels.csv`
     rows = [dict(id=i, files=[f'audio/{i[:3]}/{i}'], split=split.get(i, ''), duration=10., observed=sorted(a),
                  labels=sorted(k for k, v in a.items() if v >= .5)) for i, a in said.items()]
     named = folder/'class-map.json'
-    words = [w.replace('_', ' ') for w in read_json(named)] if named.is_file() else sorted({w for a in said.values() for w in a})
+    words = [w.replace('_', ' ') for w in _json(_text(named), named.name)] if named.is_file() else sorted({w for a in said.values() for w in a})
     unasked = len(set(split) - set(said))
     return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked} if unasked else {})
 
@@ -707,6 +719,7 @@ def magnatagatune(folder,   # that holds `annotations_final.csv` and the sixteen
                  ):
     "MagnaTagATune: tags of every clip; a clip without a tag stays in."
     found = read_rows(folder/'annotations_final.csv', ['clip_id', 'mp3_path'], sep='\t')
+    if bare := [r['clip_id'] for r in found if not r['mp3_path']]: raise DataError(f'annotations_final.csv: no mp3_path for {_some(bare)}')
     tags = [t for t in (found[0] if found else {}) if t not in ('clip_id', 'mp3_path')]
     count = Counter(t for r in found for t in tags if r[t] == '1')
     words = sorted(tags, key=lambda t: (-count[t], t))[:top]
