@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
 from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, warm_up
 from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
-                              project_root, quiet, read_json, run_path, save_record, set_seed, stage, write_json)
+                              project_root, read_json, run_path, save_record, set_seed, stage, write_json)
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
 from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate

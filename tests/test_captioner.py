@@ -5,7 +5,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, load_gpt2, pool, tokenise, warm_up)
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
-from logocentric.mae import MAEConfig, MAEEncoder, MAEModel
+from logocentric.mae import MAEConfig, MAEModel
 from logocentric.training import TrainConfig, train
 
 END, WORDS = '<|endoftext|>', 'a calm deep hum bright high whistle quick clicks soft noise with and'.split()

@@ -1,5 +1,5 @@
 "The command line, as a user meets it."
-import json, os, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
