@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['accuracy', 'chance_level', 'majority_level', 'macro_f1', 'wilson_interval', 'Score', 'score', 'with_interval',
            'bootstrap_interval', 'bootstrap_score', 'mcnemar', 'holm', 'pairwise', 'rank', 'calibration_bins',
-           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'Tagging', 'tagging',
-           'confusion', 'plot_confusion']
+           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'Tagging',
+           'mean_average_precision', 'tagging', 'mean_auc', 'd_prime', 'confusion', 'plot_confusion']
 
 # %% ../nbs/01_metrics.ipynb #b1b7b9a4
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from scipy import stats
-from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from .core import LogocentricError
 
 # %% ../nbs/01_metrics.ipynb #4aefc192
@@ -243,11 +243,19 @@ class Tagging:
         return said + (f'; no clip has {", ".join(self.left_out)}' if self.left_out else '')
 
 # %% ../nbs/01_metrics.ipynb #5d1f18b2
-def _average_precisions(y, scores):
-    found, has = np.full(y.shape[1], np.nan), y.any(0)
-    found[has] = [average_precision_score(t, s) for t, s in zip(y.T[has], scores.T[has])]
+def _of_each(metric, y, scores, has): # a column each, nan where it cannot be asked
+    found = np.full(y.shape[1], np.nan)
+    found[has] = [metric(t, s) for t, s in zip(y.T[has], scores.T[has])]
     return found
 
+def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
+                           scores: np.ndarray # (clips, labels), higher is likelier
+                          ) -> float:
+    "mAP over the labels that have clips; 0 where none has."
+    y = np.asarray(y).astype(bool)
+    return float(np.nanmean(_of_each(average_precision_score, y, np.asarray(scores), y.any(0)))) if y.any() else 0.
+
+# %% ../nbs/01_metrics.ipynb #3c8df923
 def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
             scores: np.ndarray,    # (clips, labels), higher is likelier
             labels: Sequence[str], # names of the columns
@@ -259,10 +267,22 @@ def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
     if not y.shape == scores.shape == (len(y), len(labels)):
         raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
     if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
-    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=_average_precisions(y, scores))
+    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=_of_each(average_precision_score, y, scores, y.any(0)))
     table = pd.DataFrame(columns, index=pd.Index(labels, name='label'))
-    mean = lambda y, scores: np.nanmean(_average_precisions(y, scores)) if y.any() else 0.
-    return Tagging(bootstrap_score(mean, y, scores, n=n, seed=seed), table)
+    return Tagging(bootstrap_score(mean_average_precision, y, scores, n=n, seed=seed), table)
+
+# %% ../nbs/01_metrics.ipynb #ca9ed2fe
+def mean_auc(y: np.ndarray,     # (clips, labels) of 0 and 1
+             scores: np.ndarray # (clips, labels), higher is likelier
+            ) -> float:
+    "Area under the ROC curve, mean over the labels that some clips have and some have not; a half where there is none."
+    y = np.asarray(y).astype(bool)
+    has = y.any(0) & ~y.all(0)
+    return float(np.nanmean(_of_each(roc_auc_score, y, np.asarray(scores), has))) if has.any() else .5
+
+def d_prime(auc: float) -> float:
+    "The sensitivity index of an area under the ROC curve."
+    return float(np.sqrt(2)*stats.norm.ppf(auc))
 
 # %% ../nbs/01_metrics.ipynb #087ab143
 def confusion(y: Sequence,          # true labels

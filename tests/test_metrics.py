@@ -4,10 +4,10 @@ from dataclasses import asdict
 import numpy as np, pytest
 from scipy.stats import binom, norm
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from logocentric.core import LogocentricError
 from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, calibration_bins, calibration_error, calibration_score, chance_level,
-                                 confusion, distance_score, holm, macro_f1, majority_level, mcnemar, pairwise, plot_confusion, plot_reliability, rank,
+                                 confusion, d_prime, distance_score, holm, macro_f1, majority_level, mcnemar, mean_auc, mean_average_precision, pairwise, plot_confusion, plot_reliability, rank,
                                  score, tagging, wilson_interval)
 
 LABELS = np.array('blues classical country disco hip-hop jazz metal pop reggae rock'.split())
@@ -228,6 +228,17 @@ def test_tagging_by_hand_and_against_sklearn():
     found = tagging(y, scores, list('abcde'), n=50)
     assert found.score.value == pytest.approx(average_precision_score(y, scores)) and found.score.low < found.score.value < found.score.high
     assert repr(found).endswith('over 5 of 5 labels')
+
+
+def test_auc_and_d_prime_by_hand_and_against_sklearn():
+    y, scores = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 1, 1]]), np.array([[.9, .8, 1], [.8, .7, 1], [.7, .1, 1], [.1, .2, 1]])
+    assert mean_auc(y, scores) == pytest.approx((3/4 + 1/3)/2), 'a label that all clips have has no pairs'
+    assert mean_auc(np.ones((3, 1)), np.ones((3, 1))) == .5
+    assert d_prime(.5) == 0 and d_prime(.9) == pytest.approx(1.8124, abs=1e-4) and d_prime(.1) == -d_prime(.9)
+    rng = np.random.default_rng(1)
+    y, scores = rng.integers(0, 2, (80, 4)), rng.random((80, 4)).round(1)  # with ties
+    assert mean_auc(y, scores) == pytest.approx(roc_auc_score(y, scores))
+    assert mean_average_precision(y, scores) == pytest.approx(average_precision_score(y, scores)) and mean_average_precision(0*y, scores) == 0
 
 
 def test_tagging_refuses_what_has_no_answer():
