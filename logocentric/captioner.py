@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'gpt2_config', 'plain_attention',
-           'tokenise', 'Pairs', 'Texts', 'warm_up', 'cache_columns', 'caption', 'draw_captions', 'HeardWindow',
-           'Description', 'describe']
+           'tokenise', 'Pairs', 'Texts', 'warm_up', 'hear_clips', 'cache_columns', 'caption', 'draw_captions',
+           'HeardWindow', 'Description', 'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
 import numpy as np, torch, torch.nn.functional as F
@@ -182,12 +182,14 @@ def forward(self: Captioner,
             frame_mask: torch.Tensor | None = None,      # (b, frames) bool, True where there is sound
             audio: torch.Tensor | None = None,           # (b, prefix_length, width): the prefix, instead of `logmel`
             columns: torch.Tensor | None = None,         # (b, columns, rows*dim): what the ear gave before, instead of `logmel`
+            features: torch.Tensor | None = None,        # (b, features): what `hear` gave before, instead of `logmel`
             attention_mask: torch.Tensor | None = None,  # (b, text) 1 where there is text
             labels: torch.Tensor | None = None,          # (b, text) tokens to predict, −100 where none
             past_key_values=None, use_cache: bool = False, logits_to_keep: int = 0, **kwargs,
            ) -> CausalLMOutputWithPast:
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
-    if audio is None: audio = self.prefix(self.hear(logmel, frame_mask) if columns is None else self.recall(columns))
+    if audio is None and features is None: features = self.hear(logmel, frame_mask) if columns is None else self.recall(columns)
+    if audio is None: audio = self.prefix(features)
     if self.training and labels is not None: input_ids, attention_mask = self.spoken(input_ids, attention_mask)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     x = self.decoder.transformer.wte(input_ids)                                  # (b, text, width)
@@ -251,13 +253,13 @@ def from_parts(cls: Captioner,
     if isinstance(encoder, MAEModel): encoder = encoder.encoder
     if isinstance(encoder, MAEConfig): encoder = MAEEncoder(encoder)
     decoder, tokenizer = _decoder(decoder, tokenizer)
-    plain_attention(decoder)
     encoder.config.pad_value = (frontend.silence - frontend.mean)/frontend.std
     for key, token in dict(bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, pad=_pad(tokenizer)).items():
         setattr(decoder.config, f'{key}_token_id', token)
     model = cls(CaptionerConfig(encoder=encoder.config, decoder=decoder.config, frontend=frontend.to_dict(),
                                 length=length.to_dict(), **settings))
     model.encoder, model.decoder, model.tokenizer = encoder, decoder, tokenizer
+    plain_attention(decoder)  # last: a model that is joined of parts sets the attention of all of them
     return model
 
 # %% ../nbs/30_captioner.ipynb #4083c805
@@ -412,6 +414,7 @@ def param_groups(self: Captioner,
             for group in decay_groups(self, config.weight_decay) for r in sorted({rate(p) for p in group['params']})]
 
 # %% ../nbs/30_captioner.ipynb #30a00004
+@torch.inference_mode()
 def _batchwise(listen, device, logmels, batch_size, desc):
     "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
     half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
@@ -420,7 +423,14 @@ def _batchwise(listen, device, logmels, batch_size, desc):
         batch = torch.from_numpy(np.stack(logmels[s:s + batch_size]).astype(np.float32)).to(device)
         with half: yield listen(batch)
 
-def _heard(model, logmels, batch_size, desc): return _batchwise(model.hear, model.device, logmels, batch_size, desc)
+# %% ../nbs/30_captioner.ipynb #cedb77ba
+def hear_clips(model: Captioner,
+               logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
+               batch_size: int = 64,
+               desc: str = ''        # name on the progress bar; none without one
+              ) -> Iterable[torch.Tensor]: # (b, features) of each batch
+    "Pooled features of clips, batch by batch."
+    return _batchwise(model.eval().hear, model.device, logmels, batch_size, desc)
 
 # %% ../nbs/30_captioner.ipynb #30a00035
 def _write_columns(batches, n, path):
@@ -454,7 +464,7 @@ def caption(model: Captioner,
             **kwargs              # of `Captioner.generate`
            ) -> list[str]:
     "What the model says of each clip."
-    return [text for features in _heard(model.eval(), logmels, batch_size, desc) for text in model.say(features, **kwargs)]
+    return [text for features in hear_clips(model, logmels, batch_size, desc) for text in model.say(features, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #0a67c140
 @patch
@@ -489,7 +499,7 @@ def draw_captions(model: Captioner,
     "Several descriptions of each clip, the same ones at every call."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [texts for features in _heard(model.eval(), logmels, batch_size, desc) for texts in model.draw(features, n, **kwargs)]
+        return [texts for features in hear_clips(model, logmels, batch_size, desc) for texts in model.draw(features, n, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch

@@ -2,7 +2,7 @@
 import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, load_gpt2, pool, tokenise, warm_up)
+from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, hear_clips, load_gpt2, pool, tokenise, warm_up)
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig, MAEModel
@@ -113,6 +113,15 @@ def test_loss_counts_text_only(model, tokenizer):
     for row, ids in zip(logp, batch['labels'].tolist()): total += [-row[t, i].item() for t, i in enumerate(ids[1:]) if i >= 0]
     assert len(total) == 5 + 3
     assert out.loss.item() == pytest.approx(np.mean(total), abs=1e-5)
+
+def test_features_given_before_change_nothing(model, tokenizer):
+    x, text = pictures(3), tokenise(tokenizer, ['a hum', 'quick clicks', 'noise'])
+    with torch.no_grad(): heard, given = (model(**text, **how).loss for how in (dict(logmel=x), dict(features=model.hear(x))))
+    assert torch.equal(heard, given)
+    assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.05) # perhaps in bfloat16
+
+def test_attention_of_a_joined_model_is_plain_on_a_cpu(model):
+    assert model.decoder.config._attn_implementation == 'eager' or model.device.type != 'cpu'
 
 def test_word_loss_only_in_training(model, tokenizer):
     batch = dict(logmel=pictures(2), **tokenise(tokenizer, ['a calm deep hum', 'quick clicks']))
