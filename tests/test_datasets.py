@@ -185,6 +185,18 @@ def test_a_list_that_is_empty(tmp_path, name, path, lines):
     else: assert len(less) < len(whole) or less.notes != whole.notes
 
 
+@pytest.mark.parametrize('name, path', LISTS)
+def test_the_last_row_twice(tmp_path, name, path):
+    "A repeated row gives no second clip and no second text; it is refused or counted, but where it says nothing of a clip of ours or repeats an answer."
+    silent = ('fma_metadata/tracks.csv', 'class_labels_indices.csv', 'openmic-2018-aggregated-labels.csv', 'data/autotagging_moodtheme.tsv')
+    folder, text = mini(tmp_path, name), MINI[name][path]
+    before = read_dataset(name, folder)
+    put(folder/path, text.rstrip('\n') + '\n' + text.rstrip('\n').rsplit('\n', 1)[1] + '\n')
+    try: after = read_dataset(name, folder)
+    except DataError as e: assert 'twice' in str(e)
+    else: assert after.hash == before.hash and (after.notes != before.notes or path in silent)
+
+
 def test_splits_that_leak(tmp_path):
     folder = mini(tmp_path, 'openmic2018')
     put(folder/'partitions/split01_test.csv', '000046_3840\n')
@@ -502,7 +514,40 @@ def test_own_table_means_the_file_it_names(tmp_path):
 
 def test_own_tables_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match='no table t.csv in .*: there is nothing'): read_table(tmp_path/'t.csv')
-    with pytest.raises(DataError, match='is a folder: name its table'): read_table(tmp_path)
+    with pytest.raises(DataError, match='has no metadata.csv, .jsonl or .parquet, and no sound file'): read_table(tmp_path)
+
+
+@pytest.mark.parametrize('kind, text', [('csv', 'file_name,label\n-a é.wav,x\n'), ('jsonl', '{"file_name": "-a é.wav", "label": "x"}\n')])
+@pytest.mark.parametrize('places', [{'': ''}, {'train': 'train', 'val': 'validation', 'test': 'test'}, {'data/train': 'train', 'data/eval': 'test'}])
+def test_audio_folders_with_tables(tmp_path, kind, text, places):
+    for place in places: put(tmp_path/place/f'metadata.{kind}', text); put(tmp_path/place/'-a é.wav')
+    manifest = read_table(tmp_path).require(len(places))
+    assert sorted(manifest.table['split']) == sorted(places.values()) and manifest.vocabulary == ['x'] and all(p.is_file() for p in manifest.paths)
+
+
+def test_audio_folder_with_parquet(tmp_path):
+    pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+    put(tmp_path/'train/a.wav')
+    pd.DataFrame(dict(file_name=['a.wav'], text=['calm'])).to_parquet(tmp_path/'train/metadata.parquet')
+    assert read_table(tmp_path).require().table[['text', 'split']].values.tolist() == [['calm', 'train']]
+
+
+@pytest.mark.parametrize('files, labels, splits', [
+    (['data/train/Jäz/01.mp3', 'data/test/punk/01.mp3'], [['punk'], ['Jäz']], ['test', 'train']), (['dog/1.wav', 'cat/-1.wav'], [['cat'], ['dog']], ['', '']),
+    (['1.wav', '2.wav'], [[], []], ['', '']), (['all/1.wav', 'all/2.wav'], [[], []], ['', '']), (['train/1.wav', 'dev/1.wav'], [[], []], ['validation', 'train'])])
+def test_audio_folders_of_classes(tmp_path, files, labels, splits):
+    for f in files: put(tmp_path/f)
+    table = read_table(tmp_path).require(len(files)).table
+    assert table.labels.tolist() == labels and table['split'].tolist() == splits
+
+
+def test_audio_folders_that_are_wrong(tmp_path):
+    for f in ('dog/1.wav', 'cat/old/2.wav'): put(tmp_path/'deep'/f)
+    with pytest.raises(DataError, match='lie at different depths'): read_table(tmp_path/'deep')
+    for f in ('metadata.csv', 'metadata.jsonl'): put(tmp_path/'two'/f)
+    with pytest.raises(DataError, match='several tables in one folder: metadata.csv, metadata.jsonl'): read_table(tmp_path/'two')
+    put(tmp_path/'arrow/dataset_dict.json', '{"splits": ["train"]}')
+    with pytest.raises(DataError, match='written by `datasets.save_to_disk`'): read_table(tmp_path/'arrow')
 
 
 def test_lines_that_are_no_lines(tmp_path):
