@@ -382,14 +382,14 @@ def warm_up(decoder: GPT2LMHeadModel,
 @patch
 @torch.no_grad()
 def calibrate(self: Captioner,
-              batches: Iterable[torch.Tensor], # training clips, each (b, frames, mels), natural log
+              batches: Iterable[torch.Tensor], # training clips, each (b, frames, mels), natural log; or their features (b, features)
               texts: list[str]                 # training descriptions
              ) -> Captioner:
     "Fix the constants: mean and deviation of the features, log-odds of the words."
     self.eval()
     count, total, squares = 0, 0., 0.
-    for logmel in batches:
-        z = self.hear(logmel.to(self.device)).double()                            # (b, features)
+    for x in batches:
+        z = (self.hear(x.to(self.device)) if x.ndim == 3 else x.to(self.device)).double() # (b, features)
         count, total, squares = count + len(z), total + z.sum(0), squares + z.square().sum(0)
     mean = total/count
     self.prefix.mean.copy_(mean)

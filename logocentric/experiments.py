@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'TEST_SETS', 'RATIOS', 'SOUND_SEEDS', 'STARTS', 'EXPERIMENTS', 'MODULES', 'RENDERED', 'TITLES', 'STYLE',
-           'Scale', 'Lab', 'Crops', 'history', 'table', 'task_split', 'task_table', 'notebook_path', 'run_output',
+           'Scale', 'Lab', 'history', 'table', 'task_split', 'task_table', 'notebook_path', 'run_output',
            'run_experiment', 'Step', 'Road', 'walk', 'walk_abreast', 'walk_fast', 'published', 'results_table',
            'paired_sentence', 'report', 'is_reproduced', 'travel', 'reproduce']
 
@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, warm_up
 from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
                               project_root, read_json, run_path, save_record, set_seed, stage, write_json)
+from .clips import Crops
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
 from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate
@@ -200,20 +201,6 @@ def tokenizer(self: Lab) -> PreTrainedTokenizerFast:
 # %% ../nbs/50_experiments.ipynb #e52f48f2
 RATIOS = MASKING # the paper's two mask ratios, by the place where it names them
 
-# %% ../nbs/50_experiments.ipynb #c4df64bb
-class Crops:
-    "Normalised crops of clips, as batches for pre-training."
-    def __init__(self, corpus: Corpus, frontend: FrontendConfig, frames: int, random: bool = True):
-        self.corpus, self.frontend, self.frames, self.random = corpus, frontend, frames, random
-
-    def __len__(self): return len(self.corpus)
-
-    def batch(self, indices: list[int], rng: np.random.Generator) -> dict:
-        room = self.corpus.features.shape[1] - self.frames
-        starts = rng.integers(room + 1, size=len(indices)) if self.random else [room//2]*len(indices)
-        x = np.stack([self.corpus.features[i, s:s + self.frames] for i, s in zip(indices, starts)]).astype(np.float32)
-        return dict(logmel=torch.from_numpy((x - self.frontend.mean)/self.frontend.std), id=list(indices))
-
 # %% ../nbs/50_experiments.ipynb #3ac237a2
 @patch
 def crop_frames(self: Lab) -> int:
@@ -242,12 +229,6 @@ def mae_losses(self: Lab, model: MAEModel, batch_size: int = 32) -> dict[str, fl
     return {k: v/len(crops) for k, v in sums.items()}
 
 # %% ../nbs/50_experiments.ipynb #ec838bf3
-def _keep(history: History, folder: Path) -> dict:
-    "Keep the history of a finished run, drop its checkpoints, and say what belongs into `done.json`."
-    write_json(folder/'history.json', dict(asdict(history), best_loss=history.best_loss if history.best_step else None))
-    shutil.rmtree(folder/'training', ignore_errors=True)
-    return dict(best_step=history.best_step, training_seconds=history.seconds)
-
 def history(folder: Path) -> History:
     "How the model in a stage's folder learned."
     return History(**read_json(folder/'history.json'))
@@ -265,7 +246,7 @@ def mae(self: Lab, mask_ratio: float) -> Path:
         history = train(model, self.crops('train'), replace(self.scale.mae, seed=self.seed), self.crops('valid'), folder=folder/'training',
                         reference_lines=guessers, desc=f'encoder, {mask_ratio:.0%} masked')
         model.save_pretrained(folder)
-        return _keep(history, folder)
+        return history.keep(folder)
     return stage('mae', config, make)
 
 # %% ../nbs/50_experiments.ipynb #09426da7
@@ -397,7 +378,7 @@ def voice(self: Lab) -> Path | str:
         model = GPT2LMHeadModel(gpt2_config(tokenizer, **self.scale.decoder))
         history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed), prefix, folder=folder/'training', desc='GPT-2 reads')
         for part in (model, tokenizer): part.save_pretrained(folder)
-        return _keep(history, folder)
+        return history.keep(folder)
     return stage('voice', config, make)
 
 # %% ../nbs/50_experiments.ipynb #50a00030
@@ -448,7 +429,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
                         reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
         model.calibrate_novelty(self.batches('train', 512), self.batches('heldout', 512))
         model.save_pretrained(folder)
-        return _keep(history, folder)
+        return history.keep(folder)
     return stage('captioner', config, make)
 
 # %% ../nbs/50_experiments.ipynb #cd576199
@@ -506,7 +487,7 @@ def reasoner(self: Lab, reader: str) -> Path | str:
                   code=code_hash('reader'))
     def make(folder):
         _, history = train_reasoner(reader, self.knowledge(), self.tokenizer(), folder, steps=self.scale.reader_steps, seed=self.seed)
-        return _keep(history, folder)
+        return history.keep(folder)
     return stage('reasoner', config, make)
 
 # %% ../nbs/50_experiments.ipynb #040ab0ff

@@ -7,7 +7,7 @@ __all__ = ['derived_seed', 'seed_all', 'own_randomness', 'batch_indices', 'fetch
            'evaluate', 'TrainingDiverged', 'train']
 
 # %% ../nbs/02_training.ipynb #b3c383e0
-import math, random, time
+import math, random, shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader, default_collate, default_convert
 from transformers import get_scheduler
-from .core import LogocentricError, atomic_write, best_device, bf16_pays, progress as progress_bar
+from .core import LogocentricError, atomic_write, best_device, bf16_pays, progress as progress_bar, write_json
 
 # %% ../nbs/02_training.ipynb #8c20b98c
 def derived_seed(*keys: int # e.g. seed, purpose, step
@@ -146,6 +146,16 @@ def __repr__(self: History):
     if not self.rows: return 'History(no steps)'
     best = f', best validation {self.best_loss:.4f} at step {self.best_step}' if self.best_step else ''
     return f"History({self.rows[-1]['step']} steps, loss {self.final_loss:.4f}{best})"
+
+# %% ../nbs/02_training.ipynb #da495f29
+@patch
+def keep(self: History,
+         folder: Path # of a finished run, with checkpoints in `training`
+        ) -> dict:    # what is worth telling of the run
+    "Write the history to `history.json`, and drop the checkpoints."
+    write_json(folder/'history.json', dict(asdict(self), best_loss=self.best_loss if self.best_step else None))
+    shutil.rmtree(folder/'training', ignore_errors=True)
+    return dict(best_step=self.best_step, training_seconds=self.seconds)
 
 # %% ../nbs/02_training.ipynb #03f2fd9a
 @patch
