@@ -399,7 +399,7 @@ def __repr__(self: Diagnosis) -> str:
         known = f', {r["known"]:,} of them known' if r['known'] else ''
         lines.append(f"  {kind} {r['clips']:,} ({r['severity']}{known}): {r['example']}")
     after = self.manifest.skip(skip).hash
-    return '\n'.join(lines + [f'  hash {self.manifest.hash}' + (f', and {after} without the {len(skip):,} clips to leave out' if skip else ', nothing to leave out')])
+    return '\n'.join(lines + [f'  hash {self.manifest.hash}' + (f'; without the clips to leave out ({len(skip):,}) {after}' if skip else '; nothing to leave out')])
 
 # %% ../nbs/14_doctor.ipynb #532323e3
 @patch
