@@ -8,8 +8,8 @@ __all__ = ['FULL', 'DAMAGE', 'MEASURES', 'CHUNK', 'KINDS', 'KNOWN', 'SILENT', 'C
            'Diagnosis', 'find_manifest', 'diagnose']
 
 # %% ../nbs/14_doctor.ipynb #886e0115
-import json, multiprocessing, os, re, tempfile, hashlib
-from collections import Counter, deque
+import hashlib, json, multiprocessing, os, re, tempfile
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import cache_path, progress
 from .corpus import _start_worker
-from .datasets import (AUDIO_SUFFIXES, DATASETS, DataError, Manifest, _candidates, _folder, _loops, _table, audio_stem, identify, read_dataset)
+from .datasets import (AUDIO_SUFFIXES, DataError, Manifest, _candidates, _folder, _loops, _table, audio_stem, identify, read_dataset)
 from .frontend import AudioError, _check_whole, _mono, _opened, _stderr_lock
 
 # %% ../nbs/14_doctor.ipynb #1f763199
