@@ -39,7 +39,7 @@ def sounds(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['ask'], ['reproduce']])
+@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['ask'], ['data'], ['doctor'], ['reproduce']])
 def test_help(command):
     said = run(app, [*command, '--help'])
     assert said.exit_code == 0 and 'Usage' in said.output
@@ -187,3 +187,63 @@ def test_every_shared_recording_is_described_or_refused(model, tmp_path):
     rows = json.loads((tmp_path/'out.json').read_text())['files']
     assert len(rows) == len(sound_files([folder]))
     for row in rows: assert ('error' in row and row['error']) or (row['windows'] and 0 <= row['novelty'] <= 1)
+
+
+# --- data sets
+
+def test_data_lists_every_set_and_shows_one():
+    from logocentric.datasets import DATASETS
+    said = run(app, ['data'])
+    assert said.exit_code == 0 and all(d.name in said.output and d.page in said.output and d.licence in said.output for d in DATASETS.values())
+    said = run(app, ['data', 'gtzan'])
+    assert said.exit_code == 0 and 'blues/blues.00000.wav' in said.output and 'Nothing is downloaded' in said.output and DATASETS['gtzan'].verified in said.output
+    with pytest.raises(LogocentricError, match="no data set 'gztan': there are gtzan"): run(app, ['data', 'gztan'], catch_exceptions=False)
+
+
+@pytest.fixture
+def patient(tmp_path, monkeypatch):
+    "A folder of a healthy sound, its copy, and an empty file."
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path/'home'))
+    folder, noise = tmp_path/'-sounds ü', np.random.default_rng(0).normal(0, .1, 16000)
+    folder.mkdir()
+    for name in ('a.wav', 'b.wav'): sf.write(folder/name, noise, 16000)
+    (folder/'empty.mp3').touch()
+    return folder
+
+
+def diagnosed(folder, *options): return run(app, ['doctor', '--processes', '0', *map(str, options), '--', str(folder)])
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(patient, tmp_path):
+    said = diagnosed(patient, '--json', tmp_path/'out.json')
+    assert said.exit_code == 1
+    for words in ('not a published data set', '3 of 3 clips', 'empty.mp3: the file is empty', 'b.wav: the same sound as a.wav', '--skip-list', '--also duplicate'): assert words in said.output
+    assert json.loads((tmp_path/'out.json').read_text())['counts'] == dict(unreadable=1, duplicate=1)
+    assert json.loads(diagnosed(patient, '--json', '-').stdout)['measured_now'] == 0
+
+
+def test_doctor_is_content_with_what_is_on_the_skip_list(patient, tmp_path):
+    skip = tmp_path/'skip.csv'
+    assert diagnosed(patient, '--skip-list', skip).exit_code == 1 and skip.read_text().split('\n')[1].startswith('empty.mp3,')
+    said = diagnosed(patient, '--skip', skip, '--skip-list', skip, '--also', 'duplicate')
+    assert said.exit_code == 1 and 'with 2 clips' in said.output and 'for you to judge' not in said.output
+    said = diagnosed(patient, '--skip', skip)
+    assert said.exit_code == 0 and 'nothing to do' in said.output and '1 of 1 clips are there, 2 skipped' in said.output
+
+
+def test_doctor_reads_a_table(patient, tmp_path):
+    (tmp_path/'list.csv').write_text('path,label\na.wav,dry\nc.wav,wet\n')
+    said = diagnosed(patient, '--table', tmp_path/'list.csv')
+    assert said.exit_code == 1 and 'list.csv' in said.output and 'missing 1 (out): c: the sound file is missing' in said.output
+
+
+@pytest.mark.parametrize('options, message', [(['--dataset', 'gtzan', '--table', 'x.csv'], 'not both'), (['--dataset', 'gtzan'], 'no folder of GTZAN'), (['--also', 'leak'], '--skip-list'),
+    (['--also', 'dull', '--skip-list', 'x.csv'], 'no kind of finding dull'), (['--skip-list', 'x.txt'], 'ends in .csv or .json'), (['--skip', 'no.csv'], 'no skip list')])
+def test_doctor_refuses_what_it_cannot_use(patient, options, message):
+    with pytest.raises(LogocentricError, match=message): run(app, ['doctor', *options, '--', str(patient)], catch_exceptions=False)
+
+
+def test_doctor_replaces_only_a_skip_list(patient, tmp_path):
+    (tmp_path/'tracks.csv').write_text('track,title\n1,x\n')
+    with pytest.raises(LogocentricError, match='no column id, reason'): run(app, ['doctor', '--skip-list', str(tmp_path/'tracks.csv'), '--', str(patient)], catch_exceptions=False)
+    assert (tmp_path/'tracks.csv').read_text() == 'track,title\n1,x\n'

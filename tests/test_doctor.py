@@ -1,0 +1,285 @@
+"The data-set doctor on sounds made here: each kind of finding is found, and a healthy file is not accused; on real recordings where they lie beside the checkout."
+import json, os, signal
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, soundfile as sf
+from logocentric import doctor
+from logocentric.core import shared_path
+from logocentric.datasets import AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table, write_skip_list
+from logocentric.doctor import KINDS, KNOWN, clipped_samples, decibels, diagnose, examine, examine_all, folder_manifest, usual
+
+RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    "The cache of each test is its own."
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path_factory.mktemp('home')))
+
+
+def wave(seconds=2., seed=0):
+    t = np.arange(int(seconds*RATE))/RATE
+    return .3*np.sin(2*np.pi*(300 + 10*seed)*t) + np.random.default_rng(seed).normal(0, .02, len(t))
+
+
+def put(path, samples=None, rate=RATE, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = wave() if samples is None else samples
+    sf.write(path, (32767*np.clip(samples, -1, 1)).astype(np.int16), rate, **kwargs)
+    return path
+
+
+def kinds(folder, **kwargs):
+    "Kind and id of every finding."
+    return sorted(diagnose(folder, processes=0, **kwargs).findings[['kind', 'id']].itertuples(index=False, name=None))
+
+
+# --- one file
+
+@pytest.mark.parametrize('suffix', ['.wav', '.flac', '.ogg', '.mp3', '.au', '.aiff'])
+def test_a_healthy_file_is_not_accused(tmp_path, suffix):
+    for n in range(3): put(tmp_path/f'{n}{suffix}', wave(seed=n))
+    found = diagnose(tmp_path, processes=0)
+    assert not len(found.findings) and found.skip_list() == {} and 'nothing to leave out' in repr(found)
+    assert found.examined['seconds'].tolist() == pytest.approx([2]*3, abs=.1) and set(found.examined['rate']) == {RATE}
+
+
+def test_measures_against_the_whole_file(tmp_path):
+    "Blocks of 65,536 frames, and numpy on all of it at once."
+    left, right = wave(10, 1), .5*wave(10, 2)
+    path = put(tmp_path/'a.wav', np.stack([left, right], 1))
+    seen, x = examine(path), sf.read(path)[0]
+    assert (seen.channels, seen.seconds, seen.error) == (2, 10, '')
+    assert seen.peak == pytest.approx((x.max() - x.min())/2, rel=1e-6) and seen.rms == pytest.approx(np.sqrt(np.mean(x.mean(1)**2)), rel=1e-4)
+
+
+@pytest.mark.parametrize('runs, expected', [([1], 0), ([2], 0), ([3], 3), ([7, 2, 4], 11), ([], 0)])
+def test_clipped_are_runs_of_three(runs, expected):
+    x = np.concatenate([np.r_[np.zeros(4), sign*np.ones(n)] for n, sign in zip(runs, [1, -1, 1])] + [np.zeros(2)])
+    assert clipped_samples(x[:, None]) == expected == clipped_samples(np.stack([0*x, x], 1))
+    assert clipped_samples(np.ones((2, 1))) == 0
+
+
+def test_usual_and_decibels():
+    assert usual([1, 1, 1, 1, 2]) == 1 and usual([1, 1, 1, 2, 2]) is None and usual([1]*4) is None and usual([]) is None
+    assert (decibels(1), decibels(.1), decibels(0)) == (0, -20, -200)
+
+
+# --- what can be wrong with a file
+
+def cut(path, share):
+    raw = path.read_bytes()
+    path.write_bytes(raw[:int(len(raw)*share)])
+
+
+def test_broken_files(tmp_path):
+    put(tmp_path/'good.wav', wave(seed=1))
+    (tmp_path/'empty.wav').touch()
+    (tmp_path/'page.wav').write_text('<html>not found</html>')
+    put(tmp_path/'none.wav', np.zeros(0))
+    for n, suffix in enumerate(('.wav', '.mp3', '.flac')): cut(put(tmp_path/f'cut{suffix}', wave(8, 3 + n)), .5)
+    sf.write(tmp_path/'nan.wav', np.full(RATE, np.nan, np.float32), RATE, subtype='FLOAT')
+    (tmp_path/'a.m4a').write_bytes(b'\0\0\0\x20ftypM4A ' + b'\0'*100)
+    found = diagnose(tmp_path, processes=0)
+    assert kinds(tmp_path) == [('truncated', 'cut.flac'), ('truncated', 'cut.mp3'), ('truncated', 'cut.wav')] + [
+        ('unreadable', n) for n in ('a.m4a', 'empty.wav', 'nan.wav', 'none.wav', 'page.wav')]
+    said = found.findings.set_index('id')['message']
+    assert 'the header promises 8.0 s, and only 4.0 s' in said['cut.wav'] and 'NaN' in said['nan.wav'] and 'ffmpeg' in said['a.m4a'] and 'empty' in said['empty.wav']
+    assert set(found.skip_list()) == set(said.index) and len(found.manifest.skip(found.skip_list())) == 1
+
+
+def test_an_mp3_of_unstated_length_is_found_by_the_others(tmp_path):
+    "Without a length in its header an MP3 cut short is whole for its decoder."
+    for n in range(6): put(tmp_path/f'{n}.mp3', wave(4, n), format='MP3')
+    raw = bytearray((tmp_path/'3.mp3').read_bytes())
+    for tag in (b'Xing', b'Info'): raw = raw.replace(tag, b'\0'*4)
+    (tmp_path/'3.mp3').write_bytes(raw[:len(raw)//2])
+    (found,) = diagnose(tmp_path, processes=0).findings.to_dict('records')
+    assert (found['kind'], found['id'], found['severity']) == ('short', '3.mp3', 'problem') and '4.0 s expected by the length of the other clips' in found['message']
+
+
+def test_silence_clipping_names_and_formats(tmp_path):
+    for n in range(8): put(tmp_path/f'{n}.wav', wave(seed=n))
+    put(tmp_path/'zero.wav', 0*wave()), put(tmp_path/'hush.wav', wave()*1e-3), put(tmp_path/'constant.wav', 0*wave() + .3)
+    put(tmp_path/'loud.wav', 9*wave(seed=20))
+    put(tmp_path/'b.mp3', wave(seed=21)).rename(tmp_path/'mp3.wav')
+    put(tmp_path/'fast.wav', wave(4, seed=22), 2*RATE)
+    found = diagnose(tmp_path, processes=0)
+    assert kinds(tmp_path) == [('clipped', 'loud.wav'), ('format', 'fast.wav'), ('misnamed', 'mp3.wav'), ('silent', 'constant.wav'), ('silent', 'hush.wav'), ('silent', 'zero.wav')]
+    assert set(found.skip_list()) == {'constant.wav', 'hush.wav', 'zero.wav'} and set(found.skip_list(['clipped'])) == {'constant.wav', 'hush.wav', 'zero.wav', 'loud.wav'}
+    assert '32000 Hz' in found.findings.set_index('id')['message']['fast.wav'] and len(found.problems) == 3
+
+
+def test_a_damaged_frame_is_a_note(tmp_path):
+    path = put(tmp_path/'a.mp3', wave(10), format='MP3', subtype='MPEG_LAYER_III', compression_level=0.)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw)//2:len(raw)//2 + 600] = b'x'*600
+    path.write_bytes(raw)
+    assert kinds(tmp_path) == [('damaged', 'a.mp3')] and diagnose(tmp_path, processes=0).skip_list() == {}
+
+
+# --- the same sound
+
+def test_duplicates_across_names_formats_and_channels(tmp_path):
+    mono = wave(seed=1)
+    put(tmp_path/'a.wav', mono), put(tmp_path/'a.flac', mono), put(tmp_path/'sub/stereo.aiff', np.stack([mono, mono], 1)), put(tmp_path/'other.wav', wave(seed=2))
+    put(tmp_path/'lossy.mp3', mono), put(tmp_path/'slower.wav', mono, RATE//2)
+    assert [k for k in kinds(tmp_path) if k[0] != 'short'] == [('duplicate', 'a.wav'), ('duplicate', 'sub/stereo.aiff')]  # of a.flac; lossy and slower copies are not found
+
+
+def test_a_leak_is_closed_by_taking_clips_out_of_training(tmp_path):
+    for path, seed in {'train/a.wav': 1, 'test/b.flac': 1, 'valid/c.wav': 1, 'train/d.wav': 2}.items(): put(tmp_path/path, wave(seed=seed))
+    found = diagnose(tmp_path, processes=0)
+    assert kinds(tmp_path) == [('leak', 'train/a.wav'), ('leak', 'valid/c.wav')]
+    assert 'the same sound as test/b.flac in test, and this one is in train' in found.findings['message'].tolist()
+    assert found.skip_list() == {} and set(found.skip_list(['leak'])) == {'train/a.wav', 'valid/c.wav'}
+
+
+def test_a_table_of_ones_own(tmp_path):
+    "Lengths by the list, other labels for the same sound, two clips of one file, and a class in a name."
+    put(tmp_path/'jazz/jazz.1.wav', wave(seed=1)), put(tmp_path/'rock/rock.1.wav', wave(seed=1)), put(tmp_path/'rock/jazz.2.wav', wave(seed=2)), put(tmp_path/'rock/stray.wav', wave(seed=3))
+    rows = [('jazz/jazz.1.wav', 'jazz', 'j', 0, 1), ('jazz/jazz.1.wav', 'jazz', 'j2', 1, 1), ('rock/rock.1.wav', 'rock', 'r', 0, 5), ('rock/jazz.2.wav', 'rock', 'x', 0, 2), ('no.wav', 'jazz', 'n', 0, 2)]
+    pd.DataFrame(rows, columns=['path', 'label', 'id', 'start', 'duration']).to_csv(tmp_path/'list.csv', index=False)
+    manifest = read_table(tmp_path/'list.csv')
+    found = diagnose(manifest, processes=0)
+    assert kinds(manifest) == [('duplicate', 'r'), ('misplaced', 'x'), ('missing', 'n'), ('short', 'r'), ('unlisted', 'rock/stray')]
+    said = found.findings.set_index('kind')['message']
+    assert 'with other labels' in said['duplicate'] and '2.0 s found, 5.0 s expected by the list' in said['short'] and 'says jazz, its folder rock' in said['misplaced']
+    assert len(found.examined) == 3  # files, each decoded once
+
+
+# --- published sets
+
+def gtzan(folder):
+    for n, genre in enumerate(['blues', 'jazz', 'hiphop', 'reggae']): put(folder/f'genres/{genre}/{genre}.00000.wav', wave(seed=n))
+    return folder
+
+
+def test_known_broken_here_and_absent(tmp_path):
+    (gtzan(tmp_path)/'genres/jazz/jazz.00054.wav').write_bytes(b'RIFF')
+    found = diagnose(tmp_path, processes=0)
+    row, = found.findings[found.findings['id'] == 'jazz.00054'].to_dict('records')
+    assert (row['kind'], row['known']) == ('unreadable', KNOWN['gtzan']['jazz.00054']) and 'known: ' in found.skip_list()['jazz.00054']
+    (tmp_path/'genres/jazz/jazz.00054.wav').unlink()
+    found = diagnose(tmp_path, processes=0)
+    assert found.findings[found.findings['known'] != ''][['kind', 'id']].values.tolist() == [['missing', 'jazz.00054']]
+    assert found.summary().loc['missing', 'known'] == 1 and found.summary().loc['missing', 'clips'] == 996
+    put(tmp_path/'genres/jazz/jazz.00054.wav', wave(seed=9))
+    assert ('known', 'jazz.00054') in kinds(tmp_path)
+
+
+def test_a_clip_in_the_wrong_folder(tmp_path):
+    put(gtzan(tmp_path)/'genres/blues/jazz.00012.wav', wave(seed=8))
+    found = [k for k in kinds(tmp_path) if k[0] != 'missing']
+    assert found == [('misplaced', 'genres/blues/jazz.00012'), ('unlisted', 'genres/blues/jazz.00012')]
+
+
+def test_known_clips_are_clips_of_their_sets():
+    assert set(KNOWN) <= set(DATASETS) and all(len(i) == 6 and i.isdigit() for i in KNOWN['fma_small'])
+
+
+def test_loaders_honour_the_skip_list(tmp_path):
+    put(gtzan(tmp_path)/'genres/jazz/jazz.00001.wav', 0*wave())
+    found = diagnose(tmp_path, processes=0)
+    for name in ('skip.csv', 'skip.json'):
+        path = write_skip_list(tmp_path/name, found.skip_list())
+        left = read_dataset('gtzan', tmp_path, skip=path).require()
+        assert len(left) == 4 and len(left.skipped) == 996 and left.hash == found.report()['hash_after'] != found.manifest.hash
+    again = diagnose(left, processes=0)
+    assert not len(again.problems) and again.skip_list() == read_skip_list(path)
+
+
+# --- many files, killed runs
+
+NAMES = ['-rf.wav', 'Café – 音.wav', 'two words.flac', "it's.wav", '.hidden.wav']
+
+def test_names_of_every_kind(tmp_path):
+    for n, name in enumerate(NAMES): put(tmp_path/'Ordner ü'/name, wave(seed=n))
+    found = diagnose(tmp_path, processes=0)
+    assert len(found.examined) == 4 and not len(found.findings)
+    assert diagnose(tmp_path, processes=0).measured == 0
+
+
+def count_calls(monkeypatch, stop_at=None):
+    calls, measure = [], doctor.examine
+    def counted(path):
+        calls.append(path)
+        if len(calls) == stop_at: raise KeyboardInterrupt
+        return measure(path)
+    monkeypatch.setattr(doctor, 'examine', counted)
+    return calls
+
+
+def test_a_second_run_decodes_nothing_and_a_changed_file_again(tmp_path, monkeypatch):
+    for n in range(5): put(tmp_path/f'{n}.wav', wave(seed=n))
+    first, calls = diagnose(tmp_path, processes=0), count_calls(monkeypatch)
+    assert diagnose(tmp_path, processes=0).findings.equals(first.findings) and calls == []
+    put(tmp_path/'2.wav', 0*wave())
+    os.utime(tmp_path/'2.wav', ns=(0, 1))
+    again = diagnose(tmp_path, processes=0)
+    assert [Path(c).name for c in calls] == ['2.wav'] and again.findings['kind'].tolist() == ['silent'] and again.measured == 1
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    for n in range(20): put(tmp_path/f'{n:02}.wav', wave(.2, n))
+    with monkeypatch.context() as m:
+        count_calls(m, stop_at=18)
+        with pytest.raises(KeyboardInterrupt): diagnose(tmp_path, processes=0)
+    (cache,) = Path(os.environ['LOGOCENTRIC_HOME']).rglob('*.jsonl')
+    with open(cache, 'a') as f: f.write('{"path": "half')
+    calls = count_calls(monkeypatch)
+    assert diagnose(tmp_path, processes=0).measured == len(calls) == 4  # two chunks of eight were finished
+    assert diagnose(tmp_path, processes=0).measured == 0
+
+
+def _deadly(paths):
+    "A decoder that takes its process with it."
+    if any('deadly' in p for p in paths): os.kill(os.getpid(), signal.SIGKILL)
+    return [examine(p) for p in paths]
+
+
+def test_a_crash_costs_one_file(tmp_path):
+    paths = [put(tmp_path/f'{n:02}{"deadly"*(n == 5)}.wav', wave(.2, n)) for n in range(20)]
+    seen, measured = examine_all(paths, tmp_path/'cache.jsonl', processes=2, work=_deadly)
+    assert measured == 20 and [s.error for s in seen] == ['the decoder crashed on it' if n == 5 else '' for n in range(20)]
+    assert examine_all(paths, tmp_path/'cache.jsonl', processes=2) == (seen, 0)
+
+
+def test_processes_agree_with_one(tmp_path):
+    paths = [put(tmp_path/f'{n}.flac', wave(.2, n)) for n in range(9)]
+    assert examine_all(paths, tmp_path/'a.jsonl', processes=1)[0] == examine_all(paths, tmp_path/'b.jsonl', processes=0)[0]
+
+
+# --- reports and refusals
+
+def test_the_report_is_json_and_no_file_is_touched(tmp_path):
+    (gtzan(tmp_path)/'genres/jazz/jazz.00001.wav').touch()
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()}
+    report = json.loads(json.dumps(diagnose(tmp_path, processes=0).report(), allow_nan=False))
+    assert report['counts'] == dict(missing=995, unreadable=1) and report['examined'] == 5 and len(report['leave_out']) == 996
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(DataError, match='no sound files'): diagnose(tmp_path)
+    with pytest.raises(DataError, match='no folder'): diagnose(tmp_path/'no')
+    put(tmp_path/'a.wav')
+    with pytest.raises(DataError, match='no kind of finding dull'): diagnose(tmp_path, processes=0).skip_list(['dull'])
+    assert all(k.severity in ('out', 'problem', 'note') for k in KINDS.values()) and set(doctor.CONTENT) <= set(AUDIO_SUFFIXES)
+    assert folder_manifest(tmp_path).name == tmp_path.name
+
+
+# --- real recordings
+
+real = lambda *parts: pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', *parts).exists()), reason=f"shared data {'/'.join(parts)} is not there")
+
+@real('esc10')
+def test_esc10_is_healthy():
+    found = diagnose(shared_path()/'data'/'esc10', processes=0)
+    assert len(found.examined) == 240 and not len(found.findings)
+
+
+@real('recordings', 'incompetech')
+def test_a_real_damaged_frame_is_a_note():
+    found = diagnose(shared_path()/'data'/'recordings'/'incompetech', processes=0)
+    assert not len(found.problems)
+    assert found.findings[found.findings['kind'] == 'damaged']['id'].tolist() == ['Krampus Workshop.mp3']
