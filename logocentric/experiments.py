@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'TEST_SETS', 'RATIOS', 'SOUND_SEEDS', 'STARTS', 'EXPERIMENTS', 'MODULES', 'RENDERED', 'TITLES', 'STYLE',
            'Scale', 'Lab', 'history', 'table', 'task_split', 'task_table', 'notebook_path', 'run_output',
            'run_experiment', 'Step', 'Road', 'walk', 'walk_abreast', 'walk_fast', 'published', 'results_table',
-           'paired_sentence', 'report', 'is_reproduced', 'travel', 'reproduce']
+           'tagging_table', 'paired_sentence', 'report', 'is_reproduced', 'travel', 'reproduce']
 
 # %% ../nbs/50_experiments.ipynb #5b00aee8
 import multiprocessing, os, shutil, threading, time, warnings
@@ -36,6 +36,7 @@ from .pretrain import Listening, Objective, colour, pretrain, transpose
 from .reader import SIZES, train_reasoner
 from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
 from .sounds import SoundCorpus, build_sounds
+from .table3 import PLANS, TagLab
 from .tasks import METRICS, TASKS, Task, supervised
 from .training import History, TrainConfig, evaluate, train
 
@@ -620,6 +621,22 @@ def task_table(rows: list[dict] # from `Lab.task_row`
               'from true words': form(r)('true')} for r in rows]
     return pd.DataFrame(shown).set_index('task')
 
+# %% ../nbs/50_experiments.ipynb #9a1b9b3d
+@patch
+def table3(self: Lab, **settings) -> TagLab: # fields of `TagLab`
+    "The laboratory of Table 3."
+    return TagLab.at(self.scale.name, self.seed, **settings)
+
+@patch
+def tagged(self: Lab, stage: str, *args):
+    "A stage of Table 3."
+    return getattr(self.table3(), stage)(*args)
+
+@patch
+def deaf(self: Lab, stage: str, *args):
+    "The same with an ear of random weights."
+    return getattr(self.table3(ear='random'), stage)(*args)
+
 # %% ../nbs/50_experiments.ipynb #f55780a2
 @patch(as_prop=True)
 def folder(self: Lab) -> Path:
@@ -642,7 +659,7 @@ def save_figure(self: Lab, fig, name: str) -> None:
     fig.savefig(path, dpi=110)
 
 # %% ../nbs/50_experiments.ipynb #d02fd9f3
-EXPERIMENTS = ('figure2_masking', 'table1_reasoner_size', 'table2_data_scale', 'figure4_confusion')
+EXPERIMENTS = ('figure2_masking', 'table1_reasoner_size', 'table2_data_scale', 'table3_audioset', 'figure4_confusion')
 
 def notebook_path(name: str) -> Path:
     "The notebook of an experiment, in the checkout."
@@ -666,7 +683,7 @@ def _finished(output, fingerprint):
     return bool(run.get('end_time')) and run.get('exception') is None and meta.get('logocentric') == fingerprint
 
 # %% ../nbs/50_experiments.ipynb #4e627283
-MODULES = 'captioner corpus ear experiments frontend knowledge mae metrics reader reasoner sounds tasks training why'.split() # a change in any of them runs a notebook again
+MODULES = 'captioner clips corpus ear experiments frontend knowledge mae metrics mixtures reader reasoner sounds table3 tagging tasks training why'.split() # a change in any of them runs a notebook again
 
 def run_output(name: str, parameters: dict) -> tuple[Path, str]:
     "Where the executed notebook of an experiment lies, and the fingerprint of its source, its parameters and the package."
@@ -721,7 +738,8 @@ def rendering(self: Lab) -> list[Step]:
     "What comes first: all clips, rendered by as many processes as there are cores."
     weights = dict(train=60, valid=4, heldout=4, **{t: 11 for t in TEST_SETS})
     music = [Step(f'render {split}', w, 'corpus', (split,)) for split, w in weights.items()]
-    return music + [Step(f'render sounds beside {split}', w, 'beside', (split,)) for split, w in dict(train=30, valid=2, heldout=2).items()]
+    beside = [Step(f'render sounds beside {split}', w, 'beside', (split,)) for split, w in dict(train=30, valid=2, heldout=2).items()]
+    return music + beside + [Step(f'render mixtures, {split}', w, 'tagged', ('clips', split)) for split, w in dict(train=90, validation=9, test=22).items()]
 
 # %% ../nbs/50_experiments.ipynb #4aaa812b
 @patch
@@ -732,7 +750,16 @@ def training(self: Lab) -> list[Step]:
     voice = [Step('GPT-2 reads descriptions', 60, 'voice')] if self.scale.warmup else []
     ears = [Step(f'train the captioner on {n:,} pairs', 700, 'captioner', (n,)) for n in (many, few)]
     readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (60, 180, 1500))]
-    return [*voice, encoders.pop(RATIOS['text']), *ears, *encoders.values(), *reversed(readers)]
+    return [*voice, encoders.pop(RATIOS['text']), *ears, *encoders.values(), *reversed(readers), *self.tagging()]
+
+@patch
+def tagging(self: Lab) -> list[Step]:
+    "The models of Table 3, the two with an ear of random weights among them, and what they score."
+    sizes = list(PLANS[self.scale.name].decoders)
+    teach = [Step(f'{size} GPT-2 learns tags', 300, 'tagged', ('tagger', size)) for size in reversed(sizes)]
+    deaf = [Step('sigmoids learn tags, random weights', 300, 'deaf', ('direct',)), Step(f'{sizes[-1]} GPT-2 learns tags, random weights', 200, 'deaf', ('tagger', sizes[-1]))]
+    score = [Step(f'{size} GPT-2 scores tags, {split}', 60, 'tagged', ('scores', size, split)) for size in reversed(sizes) for split in ('validation', 'test')]
+    return [*teach[:1], *deaf[:1], Step('sigmoids learn tags', 60, 'tagged', ('direct',)), *teach[1:], *deaf[1:], *score, Step('random weights score tags', 60, 'deaf', ('scores', sizes[-1], 'test'))]
 
 # %% ../nbs/50_experiments.ipynb #f8545c05
 @patch
@@ -840,6 +867,17 @@ def results_table(record: Record) -> pd.DataFrame:
     shown = table(rows, record.metrics['lines'])
     return shown.assign(**{'the paper, on recordings': [_beside(record.name, row, rows) for row in rows]})
 
+# %% ../nbs/50_experiments.ipynb #58fdcd94
+def tagging_table(record: Record # of the experiment `table3_audioset`
+                 ) -> pd.DataFrame:
+    "Table 3 of a record, with the paper's numbers in a column of their own."
+    systems, paper = record.metrics['systems'], published('Table 3')
+    words = [name for name in systems if name.startswith('words') and 'random' not in name]
+    beside = {name: f'{p.value:.1f} % ({p.system}, {p.data})' for name, p in zip(words, paper.itertuples())}
+    shown = {name: {'N': r['map']['n'], 'mAP': with_interval(r['map']), 'AUC': with_interval(r['auc']), 'd′': with_interval(r['d_prime'], '.2f'),
+                    'the paper, on recordings': beside.get(name, '–')} for name, r in systems.items()}
+    return pd.DataFrame(shown).T.rename_axis('system')
+
 # %% ../nbs/50_experiments.ipynb #e0955260
 def paired_sentence(test: str, c: dict # from `Lab.compare`
                    ) -> str:
@@ -850,7 +888,7 @@ def paired_sentence(test: str, c: dict # from `Lab.compare`
 
 # %% ../nbs/50_experiments.ipynb #ae3916c4
 TITLES = dict(figure2_masking='Figure 2: what the masked autoencoder fills in', table1_reasoner_size='Table 1: size of the reasoner',
-              table2_data_scale='Table 2: amount of pairs', figure4_confusion='Figure 4: confusion of two readers')
+              table2_data_scale='Table 2: amount of pairs', table3_audioset='Table 3: sound events, read from words', figure4_confusion='Figure 4: confusion of two readers')
 
 def _figures(name, scale, seed):
     folder = run_path(f'{scale}-{seed}')
@@ -864,6 +902,7 @@ def _section(record, scale, seed):
     if 'rows' in record.metrics:
         lines += [results_table(record).reset_index().to_markdown(index=False), '']
         lines += [f'* {paired_sentence(test, c)}' for test, c in record.metrics['paired'].items()] + ['']
+    if 'systems' in record.metrics: lines += [tagging_table(record).reset_index().to_markdown(index=False), '', f"{record.metrics['labels']} labels, {record.metrics['data_set']['name']}", '']
     if 'losses' in record.metrics: lines += [pd.DataFrame(record.metrics['losses']).T.round(4).to_markdown(), '']
     if 'readers' in record.metrics:
         bias = {reader: dict(r['bias'], macro_f1=round(r['macro_f1'], 3)) for reader, r in record.metrics['readers'].items()}
