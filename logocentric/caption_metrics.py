@@ -6,8 +6,8 @@
 __all__ = ['TRIVIAL', 'caption_words', 'count_ngrams', 'bleu_tally', 'bleu_of', 'bleu', 'longest_common', 'rouge_l', 'stem',
            'fewest_chunks', 'meteor', 'document_frequency', 'cider_d', 'vocabulary', 'length_tally', 'novelty_tallies',
            'embedding_similarity', 'attribute_table', 'attribute_values', 'attribute_tally', 'tag_template',
-           'most_common_caption', 'shuffled_captions', 'ratio_of', 'tally_score', 'trivial_lines', 'caption_table',
-           'tally_difference', 'readable']
+           'most_common_caption', 'shuffled_captions', 'ratio_of', 'tally_score', 'caption_tallies', 'trivial_lines',
+           'caption_table', 'tally_difference', 'readable']
 
 # %% ../nbs/31_caption_metrics.ipynb #73e953a5
 import math, re
@@ -280,7 +280,10 @@ def tally_score(tally: np.ndarray,           # (clips, k), what each clip adds
     return Score(float(of_sums(tally.sum(0))), float(low), float(high), clips)
 
 # %% ../nbs/31_caption_metrics.ipynb #8b81704f
-def _tallies(captions, references, training, encoder, truth, told, attributes): # metric → (tally, function of its sums)
+def caption_tallies(captions: Sequence[str], references: Sequence, training: Sequence[str], # as of `caption_table`
+                    encoder=None, truth: pd.DataFrame | None = None, told: Callable | None = None, attributes: Sequence[str] = tuple(ATTRIBUTES)
+                   ) -> dict[str, tuple[np.ndarray, Callable]]: # metric → (clips, k) and the function of its sums
+    "What each clip adds to every score of one system."
     mean = lambda values: (np.stack([values, np.ones(len(values))], 1), ratio_of)
     each = np.array([bleu_tally(w, refs) for w, refs in zip(*_split(captions, references))])
     found = {f'BLEU-{n}': (each, lambda sums, n=n: bleu_of(sums, n)) for n in range(1, 5)}
@@ -319,7 +322,7 @@ def caption_table(systems: Mapping[str, Sequence[str]] | Sequence[str], # name �
     if truth is not None and told is None: raise LogocentricError('with true attributes give `told`, which finds those that a caption names')
     rows = {}
     for name, captions in (systems | trivial_lines(references, training, tags, seed)).items():
-        for metric, (tally, of_sums) in _tallies(captions, references, training, encoder, truth, told, attributes).items():
+        for metric, (tally, of_sums) in caption_tallies(captions, references, training, encoder, truth, told, attributes).items():
             rows[name, metric] = vars(tally_score(tally, of_sums, n, seed))
         rows[name, 'vocabulary'] = dict(value=float(vocabulary(captions)), low=np.nan, high=np.nan, n=len(captions))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis(['system', 'metric'])

@@ -1,5 +1,5 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
-import numpy as np, pytest, torch
+import numpy as np, pytest, soundfile as sf, torch
 from logocentric.captioner import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.ear import load_ear
@@ -81,3 +81,28 @@ def test_music_voices_and_the_rest_are_told_apart_by_words(home):
     assert set(metrics['accuracy']) == set(metrics['heard']) == set(metrics['statistics']) == {'rendered music, test', 'made-up voices, validation', 'other made-up sounds, validation'}
     for row in metrics['heard'].values(): assert abs(sum(row.values()) - 1) < 1e-9
     assert metrics['accuracy']['rendered music, test']['value'] == metrics['heard']['rendered music, test']['music']
+
+
+def test_captions_stand_beside_the_lines_and_are_asked_for_the_truth(home):
+    found = record(home, 'caption_quality')
+    metrics, lines = found.metrics, {'tag template', 'most common caption', 'shuffled pairs'}
+    assert found.params['beams'] == 1 and len(metrics['captioner']) == 12 and metrics['n'] == dict(gtzan=40, gtzan_shifted=40) == {n: t['drums']['clips'] for n, t in metrics['attributes'].items()}
+    for name, scores in metrics['scores'].items():
+        assert set(scores) == {'captions', *lines} and set(metrics['differences'][name]) == lines
+        for line, row in metrics['differences'][name].items():
+            for metric, d in row.items(): assert d['value'] == pytest.approx(scores['captions'][metric]['value'] - scores[line][metric]['value'])
+        assert metrics['differences'][name]['shuffled pairs']['CIDEr-D']['low'] > 0 and scores['most common caption']['new captions']['value'] == 0
+    for row in metrics['reading']['gtzan'].values(): assert row['precision'] > .9 and row['recall'] > .8
+    for heard in metrics['instruments'].values(): assert heard['captions']['hallucinated']['value'] < heard['shuffled pairs']['hallucinated']['value']
+
+
+def test_captions_of_a_table_of_ones_own(home, tmp_path):
+    rate = 16_000
+    rows = []
+    for i in range(3):
+        sf.write(tmp_path/f'{i}.wav', np.sin(2*np.pi*200*(i + 1)*np.arange(2*rate)/rate).astype(np.float32)*.1, rate)
+        rows.append(f'{i}.wav,a plain tone,hum\n{i}.wav,tone number {i},hum\n')
+    (tmp_path/'mine.csv').write_text('path,caption,labels\n' + ''.join(rows))
+    run_experiment('caption_quality', 'smoke', 1, dataset='table', folder=str(tmp_path/'mine.csv'))
+    metrics = load_records(home/'data'/'runs'/'smoke-1'/'records', name='caption_quality', dataset='table')[0].metrics
+    assert metrics['n'] == dict(mine=3) and metrics['manifest']['clips'] == 3 and metrics['attributes'] == metrics['beam'] == {} and metrics['scores']['mine']['captions']['BLEU-1']['n'] == 3
