@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PLANS', 'EARS', 'SPLITS', 'TESTS', 'VALIDATIONS', 'TagPlan', 'TagLab', 'set_aside']
 
-# %% ../nbs/46_table3.ipynb #505df318
+# %% ../nbs/46_table3.ipynb #f9c21685
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from .captioner import Captioner, gpt2_config, hear_clips, load_gpt2
 from .clips import Clips, Crops, build_clips
 from .core import LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json, set_seed, stage, write_json
@@ -25,7 +26,7 @@ from .probe import load_encoder
 from .tagging import TAG_PROMPTS, Heard, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs, named, next_tag, score_tags
 from .training import History, TrainConfig, train
 
-# %% ../nbs/46_table3.ipynb #9f63bd0e
+# %% ../nbs/46_table3.ipynb #a1620eeb
 @dataclass(frozen=True)
 class TagPlan:
     "How large Table 3 is."
@@ -41,14 +42,14 @@ class TagPlan:
     encoder: str = ''               # preset of an encoder that learns along; by default the shipped ear, which stands still
     paint: TrainConfig | None = None # how that encoder is pre-trained on the training clips
 
-# %% ../nbs/46_table3.ipynb #a888c49a
+# %% ../nbs/46_table3.ipynb #7580dd53
 def _plans():
     few = TrainConfig(steps=4, batch_size=8)
     new = dict(n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
     smoke = TagPlan((48, 16, 24), {'small': dict(n_embd=16, n_layer=1, n_head=1, n_positions=128), 'large': dict(n_embd=32, n_layer=1, n_head=2, n_positions=128)}, few, 1e-3,
-                    dict(lags=[1]), draws=2)
+                    dict(lags=[1]), hidden=8, noise=.5, draws=2)
     mini = TagPlan((6000, 600, 1500), {'small': dict(n_embd=64, n_layer=2, n_head=2, **new), 'large': dict(n_embd=128, n_layer=3, n_head=4, **new)},
-                   TrainConfig(steps=1500, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=150), 1e-3, dict(lags=[1, 2, 4]))
+                   TrainConfig(steps=2000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=250), 1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
     epochs = lambda n, batch: n*22_000//batch   # of AudioSet's balanced list
     paper = TagPlan((20_000, 1_000, 5_000), {'gpt2': 'gpt2', 'gpt2-large': 'gpt2-large'},
                     TrainConfig(steps=epochs(100, 64), batch_size=64, lr=1e-4, mixed_precision='bf16', num_workers=8), 1e-4, encoder='base',
@@ -57,7 +58,7 @@ def _plans():
 
 PLANS = _plans()
 
-# %% ../nbs/46_table3.ipynb #263dd35b
+# %% ../nbs/46_table3.ipynb #13c70106
 EARS = dict(ear='the encoder of the plan', random='its architecture with random weights')
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TagLab:
     def __post_init__(self):
         if self.ear not in EARS: raise LogocentricError(f'unknown ear {self.ear!r}: choose from {", ".join(EARS)}')
 
-# %% ../nbs/46_table3.ipynb #24234ed4
+# %% ../nbs/46_table3.ipynb #cb886295
 SPLITS = ('train', 'validation', 'test')
 TESTS, VALIDATIONS = ('test', 'evaluation'), ('validation', 'valid')
 
@@ -88,7 +89,7 @@ def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
     "One clip in twenty, by a hash of its name."
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % 20 == 0 for i in ids], bool)
 
-# %% ../nbs/46_table3.ipynb #7e5ddc37
+# %% ../nbs/46_table3.ipynb #d16bd5e2
 @patch
 def manifest(self: TagLab) -> Manifest:
     "The set on disk, complete but for what a skip list names."
@@ -106,7 +107,7 @@ def role(self: TagLab, manifest: Manifest, split: str) -> list[str]:
     if not names and split != 'validation': raise LogocentricError(f'{self.data} has no split to {split} on: it has {", ".join(found) or "none"}')
     return names
 
-# %% ../nbs/46_table3.ipynb #9497f5d2
+# %% ../nbs/46_table3.ipynb #2eee6779
 @patch
 def mixtures(self: TagLab, split: str) -> Mixtures:
     "Rendered mixtures of a split."
@@ -126,7 +127,7 @@ def real(self: TagLab, split: str) -> Clips:
     if done.exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list of clips than last time
     return build_clips(place, part, desc=f'{self.data}, {", ".join(names)}')
 
-# %% ../nbs/46_table3.ipynb #c5d4274c
+# %% ../nbs/46_table3.ipynb #e3e3f589
 @patch
 def clips(self: TagLab, split: str) -> Mixtures | Clips:
     "The clips of a split: rendered, or from disk."
@@ -144,7 +145,7 @@ def labels(self: TagLab) -> list[str]:
     "The vocabulary."
     return list(self.clips('test').vocabulary if self.folder else VOCABULARY)
 
-# %% ../nbs/46_table3.ipynb #91dcfa50
+# %% ../nbs/46_table3.ipynb #4dc2ac58
 @patch
 def counts(self: TagLab) -> pd.DataFrame:
     "Clips, labels and tags of each split."
@@ -152,7 +153,7 @@ def counts(self: TagLab) -> pd.DataFrame:
     held = {s: self.truth(s).sum(0) for s in SPLITS}
     return pd.DataFrame({s: dict(clips=len(n), tags=sum(n), most=max(n), labels=int((held[s] > 0).sum()), rarest=int(held[s].min())) for s, n in rows.items()}).T
 
-# %% ../nbs/46_table3.ipynb #3ac1e88a
+# %% ../nbs/46_table3.ipynb #287c2fe6
 @patch
 def places(self: TagLab, split: str) -> list[list[int]]:
     "The labels of each clip of a split, by place in the vocabulary."
@@ -165,7 +166,7 @@ def truth(self: TagLab, split: str) -> np.ndarray: # (clips, labels) bool
     "Which labels hold of each clip of a split."
     return named(self.places(split), len(self.labels()))
 
-# %% ../nbs/46_table3.ipynb #c6513bbe
+# %% ../nbs/46_table3.ipynb #44f3f949
 @patch(as_prop=True)
 def still(self: TagLab) -> bool:
     "Whether the encoder stands still."
@@ -188,11 +189,14 @@ def painted(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('painted', config, make)
 
-# %% ../nbs/46_table3.ipynb #aab26890
+# %% ../nbs/46_table3.ipynb #25af6099
+@lru_cache
+def _shipped() -> tuple: return (ear := load_ear()).encoder, ear.frontend, ear.fingerprint
+
 @patch
 def hearing(self: TagLab) -> tuple[MAEEncoder, FrontendConfig]:
     "What hears: the shipped ear, or the encoder that has painted; with random weights where the laboratory says so."
-    encoder, frontend = (lambda e: (e.encoder, e.frontend))(load_ear()) if self.still else load_encoder(self.painted())
+    encoder, frontend = _shipped()[:2] if self.still else load_encoder(self.painted())
     if self.ear == 'random':
         set_seed(self.seed)
         encoder = MAEEncoder(encoder.config)
@@ -201,16 +205,9 @@ def hearing(self: TagLab) -> tuple[MAEEncoder, FrontendConfig]:
 @patch
 def origin(self: TagLab) -> str:
     "What the encoder comes from, for the name of a stage."
-    return f'{self.ear}-{load_ear().fingerprint if self.still else self.painted().name}' + f'-{self.seed}'*(self.ear == 'random')
+    return f'{self.ear}-{_shipped()[2] if self.still else self.painted().name}' + f'-{self.seed}'*(self.ear == 'random')
 
-# %% ../nbs/46_table3.ipynb #401d60ff
-@patch
-def tags(self: TagLab, size: str) -> TagVocabulary:
-    "The labels as the tokenizer of a decoder writes them."
-    decoder = self.plan.decoders[size]
-    tokenizer = load_gpt2(decoder)[1] if isinstance(decoder, str) else train_tokenizer(self.sentences(), self.plan.vocabulary)
-    return TagVocabulary(tokenizer, self.labels(), self.prompt)
-
+# %% ../nbs/46_table3.ipynb #00f7c49f
 @patch
 def sentences(self: TagLab) -> list[str]:
     "Prompts with the tags of training clips: what a new tokenizer is trained on."
@@ -218,7 +215,20 @@ def sentences(self: TagLab) -> list[str]:
     tagged = [[labels[i].lower() for i in rng.permutation(p)] for p in self.places('train')]
     return [f'{prompt} {"; ".join(t)}' for prompt in TAG_PROMPTS.values() for t in [*tagged, [l.lower() for l in labels]]]
 
-# %% ../nbs/46_table3.ipynb #386339a9
+@patch
+def tokenizer(self: TagLab, size: str) -> PreTrainedTokenizerBase:
+    "The tokenizer of a decoder: the one it comes with, or one that is trained here."
+    if isinstance(self.plan.decoders[size], str): return load_gpt2(self.plan.decoders[size])[1]
+    config = dict(clips=self.clips('train').folder.name, vocabulary=self.plan.vocabulary, seed=self.seed, code=code_hash('knowledge'))
+    def make(folder): train_tokenizer(self.sentences(), self.plan.vocabulary).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(stage('tag-tokenizer', config, make))
+
+@patch
+def tags(self: TagLab, size: str) -> TagVocabulary:
+    "The labels as the tokenizer of a decoder writes them."
+    return TagVocabulary(self.tokenizer(size), self.labels(), self.prompt)
+
+# %% ../nbs/46_table3.ipynb #b83bc009
 @patch
 def decoder(self: TagLab, size: str, tags: TagVocabulary) -> GPT2LMHeadModel:
     "GPT-2 before it hears: from the Hub or a folder by name, or new."
@@ -236,7 +246,7 @@ def unheard(self: TagLab, size: str, tags: TagVocabulary) -> Captioner:
     first = self.features(model, 'train') if self.still else self.clips('train').features[self.rows('train')[:256]].astype(np.float32)
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
-# %% ../nbs/46_table3.ipynb #18def91b
+# %% ../nbs/46_table3.ipynb #019783e7
 @patch
 def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.ndarray: # (clips, features) float32
     "Pooled features of all clips of a split; kept, where the ear stands still."
@@ -255,7 +265,7 @@ def heard(self: TagLab, model: Captioner, split: str) -> Heard:
     if self.still: return Heard(self.features(model, split), 'features', ids, noise)
     return Heard([self.clips(split).features[i] for i in rows], 'logmel', ids)
 
-# %% ../nbs/46_table3.ipynb #c4962ea3
+# %% ../nbs/46_table3.ipynb #6ec74b31
 @patch
 def config(self: TagLab, **more) -> dict:
     "What a trained model of this laboratory depends on."
@@ -263,7 +273,7 @@ def config(self: TagLab, **more) -> dict:
     return dict(clips=clips, ear=self.origin(), bridge=self.plan.bridge, noise=self.plan.noise, train=asdict(self.plan.train), seed=self.seed,
                 code=code_hash('captioner', 'tagging', 'mae'), **more)
 
-# %% ../nbs/46_table3.ipynb #94ea301e
+# %% ../nbs/46_table3.ipynb #bd7b14ad
 @patch
 def tagger(self: TagLab, size: str) -> Path:
     "The folder of a captioner that says tags."
@@ -279,7 +289,7 @@ def tagger(self: TagLab, size: str) -> Path:
         return history.keep(folder)
     return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make)
 
-# %% ../nbs/46_table3.ipynb #cbc70e02
+# %% ../nbs/46_table3.ipynb #6b01b863
 @patch
 def direct(self: TagLab) -> Path:
     "The folder of the direct classifier on the same ear."
@@ -296,13 +306,13 @@ def direct(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make)
 
-# %% ../nbs/46_table3.ipynb #3ff49110
+# %% ../nbs/46_table3.ipynb #10e3b16f
 @patch
 def longest(self: TagLab) -> int:
     "Most labels of a training clip."
     return max(map(len, self.places('train')))
 
-# %% ../nbs/46_table3.ipynb #f894f96b
+# %% ../nbs/46_table3.ipynb #5496a49b
 @patch
 def scores(self: TagLab, size: str, split: str, prompt: str | None = None) -> dict[str, np.ndarray]:
     "What a tagger says of every label of a split, by rule of `TAG_RULES`; and `strange`, the share of names in its lists that are no label. Asked by its own prompt, or another."
@@ -326,7 +336,7 @@ def direct_scores(self: TagLab, split: str) -> np.ndarray: # (clips, labels) log
         with torch.inference_mode(): np.save(folder/'scores.npy', model.judge(features).cpu().numpy())
     return np.load(stage('direct-scores', config, make)/'scores.npy')
 
-# %% ../nbs/46_table3.ipynb #9a36aafd
+# %% ../nbs/46_table3.ipynb #4ee0e230
 @patch
 def taught(self: TagLab, size: str, tags: TagVocabulary, pairs: TagPairs, steps: int, warm: bool) -> Captioner:
     "A captioner that has learned other tags, from what it knows of mixtures or from the beginning."
@@ -345,7 +355,7 @@ def classified(self: TagLab, size: str, tags: TagVocabulary, heard: Heard, truth
     train(model, TargetPairs(heard, truth), settings, progress=False)
     return model
 
-# %% ../nbs/46_table3.ipynb #a391768e
+# %% ../nbs/46_table3.ipynb #79933719
 @patch
 def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, features)
     "Features of clips of another set, by the ear of this laboratory."
@@ -354,7 +364,7 @@ def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, feat
         np.save(folder/'features.npy', torch.cat(list(hear_clips(model, clips.features))).float().cpu().numpy())
     return np.load(stage('features', dict(clips=clips.folder.name, hash=clips.manifest['hash'], tagger=self.tagger(size).name), make)/'features.npy')
 
-# %% ../nbs/46_table3.ipynb #3beef26b
+# %% ../nbs/46_table3.ipynb #a8c8ce7e
 @patch
 def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300) -> np.ndarray: # (clips, labels)
     "Scores of every clip by models that did not learn from its fold: `words`, `words after mixtures` or `sigmoids`."
