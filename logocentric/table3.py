@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANS', 'EARS', 'SPLITS', 'TESTS', 'VALIDATIONS', 'TagPlan', 'TagLab', 'set_aside']
 
-# %% ../nbs/46_table3.ipynb #f9c21685
+# %% ../nbs/46_table3.ipynb #6bee8e65
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .probe import load_encoder
 from .tagging import TAG_PROMPTS, Heard, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs, named, next_tag, score_tags
 from .training import History, TrainConfig, train
 
-# %% ../nbs/46_table3.ipynb #a1620eeb
+# %% ../nbs/46_table3.ipynb #8be2d8b1
 @dataclass(frozen=True)
 class TagPlan:
     "How large Table 3 is."
@@ -42,13 +42,12 @@ class TagPlan:
     encoder: str = ''               # preset of an encoder that learns along; by default the shipped ear, which stands still
     paint: TrainConfig | None = None # how that encoder is pre-trained on the training clips
 
-# %% ../nbs/46_table3.ipynb #7580dd53
+# %% ../nbs/46_table3.ipynb #770cc276
 def _plans():
     few = TrainConfig(steps=4, batch_size=8)
-    new = dict(n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
     smoke = TagPlan((48, 16, 24), {'small': dict(n_embd=16, n_layer=1, n_head=1, n_positions=128), 'large': dict(n_embd=32, n_layer=1, n_head=2, n_positions=128)}, few, 1e-3,
                     dict(lags=[1]), hidden=8, noise=.5, draws=2)
-    mini = TagPlan((6000, 600, 1500), {'small': dict(n_embd=64, n_layer=2, n_head=2, **new), 'large': dict(n_embd=128, n_layer=3, n_head=4, **new)},
+    mini = TagPlan((6000, 600, 1500), {'small': dict(n_embd=64, n_layer=2, n_head=2, n_positions=128), 'large': dict(n_embd=128, n_layer=3, n_head=4, n_positions=128)},
                    TrainConfig(steps=2000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=250), 1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
     epochs = lambda n, batch: n*22_000//batch   # of AudioSet's balanced list
     paper = TagPlan((20_000, 1_000, 5_000), {'gpt2': 'gpt2', 'gpt2-large': 'gpt2-large'},
@@ -58,7 +57,7 @@ def _plans():
 
 PLANS = _plans()
 
-# %% ../nbs/46_table3.ipynb #13c70106
+# %% ../nbs/46_table3.ipynb #1022debe
 EARS = dict(ear='the encoder of the plan', random='its architecture with random weights')
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class TagLab:
     def __post_init__(self):
         if self.ear not in EARS: raise LogocentricError(f'unknown ear {self.ear!r}: choose from {", ".join(EARS)}')
 
-# %% ../nbs/46_table3.ipynb #cb886295
+# %% ../nbs/46_table3.ipynb #25a1196e
 SPLITS = ('train', 'validation', 'test')
 TESTS, VALIDATIONS = ('test', 'evaluation'), ('validation', 'valid')
 
@@ -89,7 +88,7 @@ def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
     "One clip in twenty, by a hash of its name."
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % 20 == 0 for i in ids], bool)
 
-# %% ../nbs/46_table3.ipynb #d16bd5e2
+# %% ../nbs/46_table3.ipynb #2b20cdf6
 @patch
 def manifest(self: TagLab) -> Manifest:
     "The set on disk, complete but for what a skip list names."
@@ -107,7 +106,7 @@ def role(self: TagLab, manifest: Manifest, split: str) -> list[str]:
     if not names and split != 'validation': raise LogocentricError(f'{self.data} has no split to {split} on: it has {", ".join(found) or "none"}')
     return names
 
-# %% ../nbs/46_table3.ipynb #2eee6779
+# %% ../nbs/46_table3.ipynb #41aad39a
 @patch
 def mixtures(self: TagLab, split: str) -> Mixtures:
     "Rendered mixtures of a split."
@@ -127,7 +126,7 @@ def real(self: TagLab, split: str) -> Clips:
     if done.exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list of clips than last time
     return build_clips(place, part, desc=f'{self.data}, {", ".join(names)}')
 
-# %% ../nbs/46_table3.ipynb #e3e3f589
+# %% ../nbs/46_table3.ipynb #68524d7f
 @patch
 def clips(self: TagLab, split: str) -> Mixtures | Clips:
     "The clips of a split: rendered, or from disk."
@@ -145,7 +144,7 @@ def labels(self: TagLab) -> list[str]:
     "The vocabulary."
     return list(self.clips('test').vocabulary if self.folder else VOCABULARY)
 
-# %% ../nbs/46_table3.ipynb #4dc2ac58
+# %% ../nbs/46_table3.ipynb #8fb1b652
 @patch
 def counts(self: TagLab) -> pd.DataFrame:
     "Clips, labels and tags of each split."
@@ -153,7 +152,7 @@ def counts(self: TagLab) -> pd.DataFrame:
     held = {s: self.truth(s).sum(0) for s in SPLITS}
     return pd.DataFrame({s: dict(clips=len(n), tags=sum(n), most=max(n), labels=int((held[s] > 0).sum()), rarest=int(held[s].min())) for s, n in rows.items()}).T
 
-# %% ../nbs/46_table3.ipynb #287c2fe6
+# %% ../nbs/46_table3.ipynb #7cf10b8c
 @patch
 def places(self: TagLab, split: str) -> list[list[int]]:
     "The labels of each clip of a split, by place in the vocabulary."
@@ -166,7 +165,7 @@ def truth(self: TagLab, split: str) -> np.ndarray: # (clips, labels) bool
     "Which labels hold of each clip of a split."
     return named(self.places(split), len(self.labels()))
 
-# %% ../nbs/46_table3.ipynb #44f3f949
+# %% ../nbs/46_table3.ipynb #0fdbe746
 @patch(as_prop=True)
 def still(self: TagLab) -> bool:
     "Whether the encoder stands still."
@@ -189,7 +188,7 @@ def painted(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('painted', config, make)
 
-# %% ../nbs/46_table3.ipynb #25af6099
+# %% ../nbs/46_table3.ipynb #8789608e
 @lru_cache
 def _shipped() -> tuple: return (ear := load_ear()).encoder, ear.frontend, ear.fingerprint
 
@@ -207,7 +206,7 @@ def origin(self: TagLab) -> str:
     "What the encoder comes from, for the name of a stage."
     return f'{self.ear}-{_shipped()[2] if self.still else self.painted().name}' + f'-{self.seed}'*(self.ear == 'random')
 
-# %% ../nbs/46_table3.ipynb #00f7c49f
+# %% ../nbs/46_table3.ipynb #adce5b58
 @patch
 def sentences(self: TagLab) -> list[str]:
     "Prompts with the tags of training clips: what a new tokenizer is trained on."
@@ -228,7 +227,7 @@ def tags(self: TagLab, size: str) -> TagVocabulary:
     "The labels as the tokenizer of a decoder writes them."
     return TagVocabulary(self.tokenizer(size), self.labels(), self.prompt)
 
-# %% ../nbs/46_table3.ipynb #b83bc009
+# %% ../nbs/46_table3.ipynb #5f1b0dc4
 @patch
 def decoder(self: TagLab, size: str, tags: TagVocabulary) -> GPT2LMHeadModel:
     "GPT-2 before it hears: from the Hub or a folder by name, or new."
@@ -246,7 +245,7 @@ def unheard(self: TagLab, size: str, tags: TagVocabulary) -> Captioner:
     first = self.features(model, 'train') if self.still else self.clips('train').features[self.rows('train')[:256]].astype(np.float32)
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
-# %% ../nbs/46_table3.ipynb #019783e7
+# %% ../nbs/46_table3.ipynb #80d44e3c
 @patch
 def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.ndarray: # (clips, features) float32
     "Pooled features of all clips of a split; kept, where the ear stands still."
@@ -265,7 +264,7 @@ def heard(self: TagLab, model: Captioner, split: str) -> Heard:
     if self.still: return Heard(self.features(model, split), 'features', ids, noise)
     return Heard([self.clips(split).features[i] for i in rows], 'logmel', ids)
 
-# %% ../nbs/46_table3.ipynb #6ec74b31
+# %% ../nbs/46_table3.ipynb #9ab1a454
 @patch
 def config(self: TagLab, **more) -> dict:
     "What a trained model of this laboratory depends on."
@@ -273,7 +272,7 @@ def config(self: TagLab, **more) -> dict:
     return dict(clips=clips, ear=self.origin(), bridge=self.plan.bridge, noise=self.plan.noise, train=asdict(self.plan.train), seed=self.seed,
                 code=code_hash('captioner', 'tagging', 'mae'), **more)
 
-# %% ../nbs/46_table3.ipynb #bd7b14ad
+# %% ../nbs/46_table3.ipynb #a43b9747
 @patch
 def tagger(self: TagLab, size: str) -> Path:
     "The folder of a captioner that says tags."
@@ -289,7 +288,7 @@ def tagger(self: TagLab, size: str) -> Path:
         return history.keep(folder)
     return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make)
 
-# %% ../nbs/46_table3.ipynb #6b01b863
+# %% ../nbs/46_table3.ipynb #bd66f79d
 @patch
 def direct(self: TagLab) -> Path:
     "The folder of the direct classifier on the same ear."
@@ -306,13 +305,13 @@ def direct(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make)
 
-# %% ../nbs/46_table3.ipynb #10e3b16f
+# %% ../nbs/46_table3.ipynb #f8babfa5
 @patch
 def longest(self: TagLab) -> int:
     "Most labels of a training clip."
     return max(map(len, self.places('train')))
 
-# %% ../nbs/46_table3.ipynb #5496a49b
+# %% ../nbs/46_table3.ipynb #bb87c576
 @patch
 def scores(self: TagLab, size: str, split: str, prompt: str | None = None) -> dict[str, np.ndarray]:
     "What a tagger says of every label of a split, by rule of `TAG_RULES`; and `strange`, the share of names in its lists that are no label. Asked by its own prompt, or another."
@@ -336,7 +335,7 @@ def direct_scores(self: TagLab, split: str) -> np.ndarray: # (clips, labels) log
         with torch.inference_mode(): np.save(folder/'scores.npy', model.judge(features).cpu().numpy())
     return np.load(stage('direct-scores', config, make)/'scores.npy')
 
-# %% ../nbs/46_table3.ipynb #4ee0e230
+# %% ../nbs/46_table3.ipynb #d41338dd
 @patch
 def taught(self: TagLab, size: str, tags: TagVocabulary, pairs: TagPairs, steps: int, warm: bool) -> Captioner:
     "A captioner that has learned other tags, from what it knows of mixtures or from the beginning."
@@ -355,7 +354,7 @@ def classified(self: TagLab, size: str, tags: TagVocabulary, heard: Heard, truth
     train(model, TargetPairs(heard, truth), settings, progress=False)
     return model
 
-# %% ../nbs/46_table3.ipynb #79933719
+# %% ../nbs/46_table3.ipynb #38a2c694
 @patch
 def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, features)
     "Features of clips of another set, by the ear of this laboratory."
@@ -364,7 +363,7 @@ def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, feat
         np.save(folder/'features.npy', torch.cat(list(hear_clips(model, clips.features))).float().cpu().numpy())
     return np.load(stage('features', dict(clips=clips.folder.name, hash=clips.manifest['hash'], tagger=self.tagger(size).name), make)/'features.npy')
 
-# %% ../nbs/46_table3.ipynb #a8c8ce7e
+# %% ../nbs/46_table3.ipynb #998d50e9
 @patch
 def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300) -> np.ndarray: # (clips, labels)
     "Scores of every clip by models that did not learn from its fold: `words`, `words after mixtures` or `sigmoids`."
