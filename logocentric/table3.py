@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANS', 'EARS', 'SPLITS', 'TESTS', 'VALIDATIONS', 'TagPlan', 'TagLab', 'set_aside']
 
-# %% ../nbs/46_table3.ipynb #6bee8e65
+# %% ../nbs/46_table3.ipynb #d0e2cade
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ from .probe import load_encoder
 from .tagging import TAG_PROMPTS, Heard, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs, named, next_tag, score_tags
 from .training import History, TrainConfig, train
 
-# %% ../nbs/46_table3.ipynb #8be2d8b1
+# %% ../nbs/46_table3.ipynb #14360f76
 @dataclass(frozen=True)
 class TagPlan:
     "How large Table 3 is."
@@ -42,10 +42,10 @@ class TagPlan:
     encoder: str = ''               # preset of an encoder that learns along; by default the shipped ear, which stands still
     paint: TrainConfig | None = None # how that encoder is pre-trained on the training clips
 
-# %% ../nbs/46_table3.ipynb #770cc276
+# %% ../nbs/46_table3.ipynb #71d92582
 def _plans():
     few = TrainConfig(steps=4, batch_size=8)
-    smoke = TagPlan((48, 16, 24), {'small': dict(n_embd=16, n_layer=1, n_head=1, n_positions=128), 'large': dict(n_embd=32, n_layer=1, n_head=2, n_positions=128)}, few, 1e-3,
+    smoke = TagPlan((24, 8, 16), {'small': dict(n_embd=16, n_layer=1, n_head=1, n_positions=128), 'large': dict(n_embd=32, n_layer=1, n_head=2, n_positions=128)}, few, 1e-3,
                     dict(lags=[1]), hidden=8, noise=.5, draws=2)
     mini = TagPlan((6000, 600, 1500), {'small': dict(n_embd=64, n_layer=2, n_head=2, n_positions=128), 'large': dict(n_embd=128, n_layer=3, n_head=4, n_positions=128)},
                    TrainConfig(steps=2000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=250), 1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
@@ -57,7 +57,7 @@ def _plans():
 
 PLANS = _plans()
 
-# %% ../nbs/46_table3.ipynb #1022debe
+# %% ../nbs/46_table3.ipynb #d13af161
 EARS = dict(ear='the encoder of the plan', random='its architecture with random weights')
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TagLab:
     def __post_init__(self):
         if self.ear not in EARS: raise LogocentricError(f'unknown ear {self.ear!r}: choose from {", ".join(EARS)}')
 
-# %% ../nbs/46_table3.ipynb #25a1196e
+# %% ../nbs/46_table3.ipynb #99aaed40
 SPLITS = ('train', 'validation', 'test')
 TESTS, VALIDATIONS = ('test', 'evaluation'), ('validation', 'valid')
 
@@ -88,7 +88,7 @@ def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
     "One clip in twenty, by a hash of its name."
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % 20 == 0 for i in ids], bool)
 
-# %% ../nbs/46_table3.ipynb #2b20cdf6
+# %% ../nbs/46_table3.ipynb #43b53984
 @patch
 def manifest(self: TagLab) -> Manifest:
     "The set on disk, complete but for what a skip list names."
@@ -106,7 +106,7 @@ def role(self: TagLab, manifest: Manifest, split: str) -> list[str]:
     if not names and split != 'validation': raise LogocentricError(f'{self.data} has no split to {split} on: it has {", ".join(found) or "none"}')
     return names
 
-# %% ../nbs/46_table3.ipynb #41aad39a
+# %% ../nbs/46_table3.ipynb #7b951c4d
 @patch
 def mixtures(self: TagLab, split: str) -> Mixtures:
     "Rendered mixtures of a split."
@@ -126,7 +126,7 @@ def real(self: TagLab, split: str) -> Clips:
     if done.exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list of clips than last time
     return build_clips(place, part, desc=f'{self.data}, {", ".join(names)}')
 
-# %% ../nbs/46_table3.ipynb #68524d7f
+# %% ../nbs/46_table3.ipynb #0543278a
 @patch
 def clips(self: TagLab, split: str) -> Mixtures | Clips:
     "The clips of a split: rendered, or from disk."
@@ -144,7 +144,7 @@ def labels(self: TagLab) -> list[str]:
     "The vocabulary."
     return list(self.clips('test').vocabulary if self.folder else VOCABULARY)
 
-# %% ../nbs/46_table3.ipynb #8fb1b652
+# %% ../nbs/46_table3.ipynb #05ab88d7
 @patch
 def counts(self: TagLab) -> pd.DataFrame:
     "Clips, labels and tags of each split."
@@ -152,7 +152,7 @@ def counts(self: TagLab) -> pd.DataFrame:
     held = {s: self.truth(s).sum(0) for s in SPLITS}
     return pd.DataFrame({s: dict(clips=len(n), tags=sum(n), most=max(n), labels=int((held[s] > 0).sum()), rarest=int(held[s].min())) for s, n in rows.items()}).T
 
-# %% ../nbs/46_table3.ipynb #7cf10b8c
+# %% ../nbs/46_table3.ipynb #e9bd103c
 @patch
 def places(self: TagLab, split: str) -> list[list[int]]:
     "The labels of each clip of a split, by place in the vocabulary."
@@ -165,7 +165,7 @@ def truth(self: TagLab, split: str) -> np.ndarray: # (clips, labels) bool
     "Which labels hold of each clip of a split."
     return named(self.places(split), len(self.labels()))
 
-# %% ../nbs/46_table3.ipynb #0fdbe746
+# %% ../nbs/46_table3.ipynb #3665715f
 @patch(as_prop=True)
 def still(self: TagLab) -> bool:
     "Whether the encoder stands still."
@@ -188,7 +188,7 @@ def painted(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('painted', config, make)
 
-# %% ../nbs/46_table3.ipynb #8789608e
+# %% ../nbs/46_table3.ipynb #d58dadf3
 @lru_cache
 def _shipped() -> tuple: return (ear := load_ear()).encoder, ear.frontend, ear.fingerprint
 
@@ -206,7 +206,7 @@ def origin(self: TagLab) -> str:
     "What the encoder comes from, for the name of a stage."
     return f'{self.ear}-{_shipped()[2] if self.still else self.painted().name}' + f'-{self.seed}'*(self.ear == 'random')
 
-# %% ../nbs/46_table3.ipynb #adce5b58
+# %% ../nbs/46_table3.ipynb #4e01053a
 @patch
 def sentences(self: TagLab) -> list[str]:
     "Prompts with the tags of training clips: what a new tokenizer is trained on."
@@ -227,7 +227,7 @@ def tags(self: TagLab, size: str) -> TagVocabulary:
     "The labels as the tokenizer of a decoder writes them."
     return TagVocabulary(self.tokenizer(size), self.labels(), self.prompt)
 
-# %% ../nbs/46_table3.ipynb #5f1b0dc4
+# %% ../nbs/46_table3.ipynb #4d3afd25
 @patch
 def decoder(self: TagLab, size: str, tags: TagVocabulary) -> GPT2LMHeadModel:
     "GPT-2 before it hears: from the Hub or a folder by name, or new."
@@ -235,17 +235,20 @@ def decoder(self: TagLab, size: str, tags: TagVocabulary) -> GPT2LMHeadModel:
     return load_gpt2(decoder)[0] if isinstance(decoder, str) else GPT2LMHeadModel(gpt2_config(tags.tokenizer, **decoder))
 
 @patch
-def unheard(self: TagLab, size: str, tags: TagVocabulary) -> Captioner:
+def unheard(self: TagLab, size: str,
+            tags: TagVocabulary,      # what it will say
+            places: list[list[int]]   # labels of the clips that it will learn from, by place
+           ) -> Captioner:
     "A captioner before it learns: its parts joined, its constants fixed on training clips."
     encoder, frontend = self.hearing()
     set_seed(self.seed)
     model = Captioner.from_parts(encoder, self.decoder(size, tags), tags.tokenizer, frontend, **self.plan.bridge).to(best_device())
     model.encoder.requires_grad_(not self.still)
-    texts = [' ' + tags.tokenizer.decode(tags.write(p)).strip() for p in self.places('train')]
+    texts = [' ' + tags.tokenizer.decode(tags.write(p)).strip() for p in places]
     first = self.features(model, 'train') if self.still else self.clips('train').features[self.rows('train')[:256]].astype(np.float32)
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
-# %% ../nbs/46_table3.ipynb #80d44e3c
+# %% ../nbs/46_table3.ipynb #438ddf7b
 @patch
 def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.ndarray: # (clips, features) float32
     "Pooled features of all clips of a split; kept, where the ear stands still."
@@ -264,7 +267,7 @@ def heard(self: TagLab, model: Captioner, split: str) -> Heard:
     if self.still: return Heard(self.features(model, split), 'features', ids, noise)
     return Heard([self.clips(split).features[i] for i in rows], 'logmel', ids)
 
-# %% ../nbs/46_table3.ipynb #9ab1a454
+# %% ../nbs/46_table3.ipynb #d95eae5f
 @patch
 def config(self: TagLab, **more) -> dict:
     "What a trained model of this laboratory depends on."
@@ -272,14 +275,14 @@ def config(self: TagLab, **more) -> dict:
     return dict(clips=clips, ear=self.origin(), bridge=self.plan.bridge, noise=self.plan.noise, train=asdict(self.plan.train), seed=self.seed,
                 code=code_hash('captioner', 'tagging', 'mae'), **more)
 
-# %% ../nbs/46_table3.ipynb #a43b9747
+# %% ../nbs/46_table3.ipynb #3d469a77
 @patch
 def tagger(self: TagLab, size: str) -> Path:
     "The folder of a captioner that says tags."
     if size not in self.plan.decoders: raise LogocentricError(f'no decoder {size!r} in this plan: there are {", ".join(self.plan.decoders)}')
     def make(folder):
         tags = self.tags(size)
-        model = self.unheard(size, tags)
+        model = self.unheard(size, tags, self.places('train'))
         settings = replace(self.plan.train, seed=self.seed)
         pairs = {s: TagPairs(self.heard(model, s), self.places(s), tags) for s in ('train', 'validation')}
         history = train(model, pairs['train'], settings, pairs['validation'], folder=folder/'training', desc=f'{size} GPT-2 learns tags',
@@ -288,13 +291,13 @@ def tagger(self: TagLab, size: str) -> Path:
         return history.keep(folder)
     return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make)
 
-# %% ../nbs/46_table3.ipynb #bd66f79d
+# %% ../nbs/46_table3.ipynb #30f0e39f
 @patch
 def direct(self: TagLab) -> Path:
     "The folder of the direct classifier on the same ear."
     size = next(iter(self.plan.decoders))
     def make(folder):
-        captioner = self.unheard(size, self.tags(size))
+        captioner = self.unheard(size, self.tags(size), self.places('train'))
         set_seed(self.seed)
         model = SigmoidTagger.beside(captioner, self.labels(), self.plan.hidden)
         model.encoder.requires_grad_(not self.still)
@@ -305,13 +308,13 @@ def direct(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make)
 
-# %% ../nbs/46_table3.ipynb #f8babfa5
+# %% ../nbs/46_table3.ipynb #7ff4c695
 @patch
 def longest(self: TagLab) -> int:
     "Most labels of a training clip."
     return max(map(len, self.places('train')))
 
-# %% ../nbs/46_table3.ipynb #bb87c576
+# %% ../nbs/46_table3.ipynb #bc09718b
 @patch
 def scores(self: TagLab, size: str, split: str, prompt: str | None = None) -> dict[str, np.ndarray]:
     "What a tagger says of every label of a split, by rule of `TAG_RULES`; and `strange`, the share of names in its lists that are no label. Asked by its own prompt, or another."
@@ -335,26 +338,27 @@ def direct_scores(self: TagLab, split: str) -> np.ndarray: # (clips, labels) log
         with torch.inference_mode(): np.save(folder/'scores.npy', model.judge(features).cpu().numpy())
     return np.load(stage('direct-scores', config, make)/'scores.npy')
 
-# %% ../nbs/46_table3.ipynb #d41338dd
+# %% ../nbs/46_table3.ipynb #11ad7f71
 @patch
-def taught(self: TagLab, size: str, tags: TagVocabulary, pairs: TagPairs, steps: int, warm: bool) -> Captioner:
+def taught(self: TagLab, size: str, pairs: TagPairs, steps: int, warm: bool) -> Captioner:
     "A captioner that has learned other tags, from what it knows of mixtures or from the beginning."
-    model = Captioner.from_pretrained(self.tagger(size)).to(best_device()) if warm else self.unheard(size, tags)
+    model = Captioner.from_pretrained(self.tagger(size)).to(best_device()) if warm else self.unheard(size, pairs.tags, pairs.places)
     model.encoder.requires_grad_(not self.still)
     settings = replace(self.plan.train, steps=steps, seed=self.seed, keep='last', eval_every=steps)
     train(model, pairs, settings, param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.), progress=False)
     return model
 
 @patch
-def classified(self: TagLab, size: str, tags: TagVocabulary, heard: Heard, truth: np.ndarray, steps: int) -> SigmoidTagger:
+def classified(self: TagLab, size: str, pairs: TagPairs, steps: int) -> SigmoidTagger:
     "A direct classifier that has learned other labels."
-    model = SigmoidTagger.beside(self.unheard(size, tags), tags.labels, self.plan.hidden)
+    labels = pairs.tags.labels
+    model = SigmoidTagger.beside(self.unheard(size, pairs.tags, pairs.places), labels, self.plan.hidden)
     model.encoder.requires_grad_(not self.still)
     settings = replace(self.plan.train, steps=steps, seed=self.seed, lr=self.plan.direct_lr, keep='last', eval_every=steps)
-    train(model, TargetPairs(heard, truth), settings, progress=False)
+    train(model, TargetPairs(pairs.heard, named(pairs.places, len(labels))), settings, progress=False)
     return model
 
-# %% ../nbs/46_table3.ipynb #38a2c694
+# %% ../nbs/46_table3.ipynb #0ebb4666
 @patch
 def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, features)
     "Features of clips of another set, by the ear of this laboratory."
@@ -363,23 +367,20 @@ def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, feat
         np.save(folder/'features.npy', torch.cat(list(hear_clips(model, clips.features))).float().cpu().numpy())
     return np.load(stage('features', dict(clips=clips.folder.name, hash=clips.manifest['hash'], tagger=self.tagger(size).name), make)/'features.npy')
 
-# %% ../nbs/46_table3.ipynb #998d50e9
+# %% ../nbs/46_table3.ipynb #7fae1ab7
 @patch
 def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300) -> np.ndarray: # (clips, labels)
     "Scores of every clip by models that did not learn from its fold: `words`, `words after mixtures` or `sigmoids`."
     folds, place = clips.table['split'], {l: i for i, l in enumerate(clips.vocabulary)}
     places = [[place[l] for l in found] for found in clips.table['labels']]
     def make(folder):
-        features, tags = self.foreign(clips, size), TagVocabulary(self.tags(size).tokenizer, clips.vocabulary, self.prompt)
-        truth, scores = named(places, len(place)), np.zeros((len(clips), len(place)))
+        features, tags = torch.from_numpy(self.foreign(clips, size)), TagVocabulary(self.tokenizer(size), clips.vocabulary, self.prompt)
+        scores = np.zeros((len(clips), len(place)))
         for fold in progress(sorted(set(folds)), desc=f'{clips.manifest["name"]}, {kind}', unit='fold'):
             out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-            heard = Heard(features[rest], 'features', noise=self.plan.noise)
-            if kind == 'sigmoids':
-                with torch.no_grad(): scores[out] = self.classified(size, tags, heard, truth[rest], steps).judge(torch.from_numpy(features[out])).numpy()
-            else:
-                model = self.taught(size, tags, TagPairs(heard, [places[i] for i in rest], tags), steps, warm=kind != 'words')
-                scores[out] = next_tag(model, torch.from_numpy(features[out]), tags).exp().sum(-1).numpy()
+            pairs = TagPairs(Heard(features[rest].numpy(), 'features', noise=self.plan.noise), [places[i] for i in rest], tags)
+            if kind == 'sigmoids': scores[out] = self.classified(size, pairs, steps).judge(features[out]).detach().numpy()
+            else: scores[out] = next_tag(self.taught(size, pairs, steps, warm=kind != 'words'), features[out], tags).exp().sum(-1).numpy()
         np.save(folder/'scores.npy', scores)
     config = self.config(decoder=self.plan.decoders[size], foreign=clips.manifest['hash'], kind=kind, steps=steps, tagger=self.tagger(size).name)
     return np.load(stage('folds', config, make)/'scores.npy')

@@ -6,7 +6,7 @@
 __all__ = ['TAG_PROMPTS', 'TAG_RULES', 'TagVocabulary', 'Said', 'named', 'Heard', 'TagPairs', 'Listener', 'next_tag', 'Walks',
            'walk_tags', 'say_tags', 'TagScores', 'score_tags', 'SigmoidConfig', 'SigmoidTagger', 'TargetPairs']
 
-# %% ../nbs/45_tagging.ipynb #0113041b
+# %% ../nbs/45_tagging.ipynb #e779e46d
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
@@ -21,10 +21,10 @@ from .core import LogocentricError, progress
 from .mae import MAEConfig, MAEEncoder
 from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad
 
-# %% ../nbs/45_tagging.ipynb #36df173b
+# %% ../nbs/45_tagging.ipynb #fa4589c0
 TAG_PROMPTS = {'text': 'The audio sounds like', 'table3': 'The audio feels like'}
 
-# %% ../nbs/45_tagging.ipynb #c2097353
+# %% ../nbs/45_tagging.ipynb #b50a84e4
 class TagVocabulary:
     "Labels as a tokenizer writes them behind a prompt, closed by a semicolon or by the end of the text."
     def __init__(self,
@@ -40,7 +40,7 @@ class TagVocabulary:
         self.place = {word: i for i, word in enumerate(self.words)}
         if twins := len(self.tokens) - len({tuple(t) for t in self.tokens}): raise LogocentricError(f'{twins} labels have the tokens of another: rename them')
 
-# %% ../nbs/45_tagging.ipynb #dd4c74b2
+# %% ../nbs/45_tagging.ipynb #6a885fa4
 @patch
 def write(self: TagVocabulary,
           places: list[int] # which labels, in the order in which they are said
@@ -53,7 +53,7 @@ def context(self: TagVocabulary, places: list[int] = ()) -> list[int]:
     "Prompt and some labels, up to where the next one begins."
     return self.begin + self.write(places) + (self.more if len(places) else [])
 
-# %% ../nbs/45_tagging.ipynb #5b700ee5
+# %% ../nbs/45_tagging.ipynb #99dfda37
 class Said(NamedTuple):
     "What a text names."
     places: list[int]  # labels, in order, each once
@@ -65,7 +65,7 @@ def read(self: TagVocabulary, text: str) -> Said:
     words = [w.strip() for w in text.lower().split(';')]
     return Said(list(dict.fromkeys(self.place[w] for w in words if w in self.place)), [w for w in words if w and w not in self.place])
 
-# %% ../nbs/45_tagging.ipynb #cdd1d584
+# %% ../nbs/45_tagging.ipynb #6ec2e36b
 def named(several: list[list[int]], # places of labels, a list each clip
           n_labels: int
          ) -> np.ndarray:           # (clips, labels) bool
@@ -74,7 +74,7 @@ def named(several: list[list[int]], # places of labels, a list each clip
     for row, places in zip(table, several): row[list(places)] = True
     return table
 
-# %% ../nbs/45_tagging.ipynb #ff3e915b
+# %% ../nbs/45_tagging.ipynb #ba49bb0e
 class Heard:
     "What is heard of clips, as batches."
     def __init__(self,
@@ -94,7 +94,7 @@ class Heard:
         if self.noise: x += self.scale*rng.standard_normal(x.shape, np.float32)
         return {self.what: torch.from_numpy(x), 'id': [self.ids[i] for i in indices]}
 
-# %% ../nbs/45_tagging.ipynb #5bef20f2
+# %% ../nbs/45_tagging.ipynb #a928fa6d
 class TagPairs:
     "Sounds and their tags, as batches for training a captioner."
     def __init__(self,
@@ -109,7 +109,7 @@ class TagPairs:
     def batch(self, indices: list[int], rng: np.random.Generator) -> dict:
         return self.heard.batch(indices, rng) | self.tags.batch([list(rng.permutation(self.places[i])) for i in indices])
 
-# %% ../nbs/45_tagging.ipynb #2f4de2b5
+# %% ../nbs/45_tagging.ipynb #5ca7ea79
 @patch
 def batch(self: TagVocabulary, several: list[list[int]]) -> dict: # input_ids, attention_mask, labels: each (b, longest)
     "Lists of labels as a padded batch: prompt, labels, end; only labels and end are to be predicted."
@@ -121,7 +121,7 @@ def batch(self: TagVocabulary, several: list[list[int]]) -> dict: # input_ids, a
     labels[:, :len(self.begin)] = -100
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
-# %% ../nbs/45_tagging.ipynb #18ae2ebc
+# %% ../nbs/45_tagging.ipynb #0238e0ba
 class Listener(Reasoner):
     "A captioner as a reasoner: in front of each prompt stands what is heard."
     def __init__(self,
@@ -142,7 +142,7 @@ class Listener(Reasoner):
 
     def _read_on(self, trie, nodes, batch, cache): return super()._read_on(trie, nodes, batch, cache) + self.evidence
 
-# %% ../nbs/45_tagging.ipynb #9ae495da
+# %% ../nbs/45_tagging.ipynb #0eb73447
 @patch(as_prop=True)
 def trie(self: TagVocabulary) -> Trie:
     "All labels with both closes, as a tree."
@@ -154,7 +154,7 @@ def closed(self: TagVocabulary, logp: torch.Tensor) -> torch.Tensor: # (b, nodes
     "Log-probabilities of labels with each close from those of the nodes of the trie."
     return rearrange(logp[:, self.trie.paths].sum(-1), 'b (labels closes) -> b labels closes', closes=2)
 
-# %% ../nbs/45_tagging.ipynb #2f5c10fd
+# %% ../nbs/45_tagging.ipynb #933c98ec
 @torch.inference_mode()
 def next_tag(model: Captioner,
              features: torch.Tensor,                    # (n, features), as `Captioner.hear` gives them
@@ -172,7 +172,7 @@ def next_tag(model: Captioner,
         found[part] = tags.closed(listener._packed([rows[i] for i in part], tags.trie))
     return found
 
-# %% ../nbs/45_tagging.ipynb #5c48babe
+# %% ../nbs/45_tagging.ipynb #e2f3735c
 def _spread(p, m, rng): # m places drawn from probabilities, evenly spread
     return np.searchsorted(np.cumsum(p)/p.sum(), (rng.random() + np.arange(m))/m).clip(max=len(p) - 1)
 
@@ -180,7 +180,7 @@ def _open(p, contexts): # probabilities of what has not been said, (n, labels, 2
     for row, said in zip(p, contexts): row[list(said)] = 0
     return p/np.maximum(p.sum((1, 2), keepdims=True), 1e-30)
 
-# %% ../nbs/45_tagging.ipynb #1b638dac
+# %% ../nbs/45_tagging.ipynb #40e65bb3
 class Walks(NamedTuple):
     "What walks through lists of labels have met."
     sampled: np.ndarray   # (clips, labels) share of the walks that said a label
@@ -198,7 +198,7 @@ def _step(p, keys, alive, walks, rng):
         for place in places[closes == 0].tolist(): on[i, (*said, place)] = on.get((i, (*said, place)), 0) + 1
     return on
 
-# %% ../nbs/45_tagging.ipynb #560f0463
+# %% ../nbs/45_tagging.ipynb #acdcffd6
 def walk_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
               draws: int = 8, seed: int = 0, # walks of each clip, and the seed of the draw
               longest: int = 12,             # labels of a walk
@@ -214,11 +214,11 @@ def walk_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
         alive = _step(_open(p, contexts), list(alive), alive, walks, rng)
     return Walks(walks.sampled/draws, walks.inclusion/draws, walks.sampled.sum(1)/draws)
 
-# %% ../nbs/45_tagging.ipynb #f37b0293
+# %% ../nbs/45_tagging.ipynb #7766139f
 TAG_RULES = dict(first='probability of being said first', count='the same, times the expected number of labels', sampled='share of walks that say it',
                  inclusion='its probability at each step of a walk, added up', decoded='whether the likeliest list names it')
 
-# %% ../nbs/45_tagging.ipynb #b5f8caa7
+# %% ../nbs/45_tagging.ipynb #21457187
 @torch.inference_mode()
 def say_tags(model: Captioner,
              features: torch.Tensor,               # (clips, features)
@@ -234,7 +234,7 @@ def say_tags(model: Captioner,
         said += map(tags.read, tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True))
     return said
 
-# %% ../nbs/45_tagging.ipynb #391f3d0d
+# %% ../nbs/45_tagging.ipynb #983ec828
 class TagScores(NamedTuple):
     "Scores of every label for every clip, and what was said beside the labels."
     scores: dict[str, np.ndarray] # rule, of `TAG_RULES` -> (clips, labels), higher is likelier
@@ -252,7 +252,7 @@ def score_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
     return TagScores(dict(first=first, count=first*walks.number[:, None], sampled=walks.sampled, inclusion=walks.inclusion, decoded=named([s.places for s in said], len(tags.labels))),
                      strange/max(strange + known, 1))
 
-# %% ../nbs/45_tagging.ipynb #6986cff4
+# %% ../nbs/45_tagging.ipynb #1f1d0261
 class SigmoidConfig(PretrainedConfig):
     "All that a direct classifier needs to know before it has weights."
     model_type = 'logocentric_sigmoid'
@@ -264,7 +264,7 @@ class SigmoidConfig(PretrainedConfig):
     tags: list[str] | None = None                  # its labels
     hidden: int = 0                                # width of a hidden layer; none by default
 
-# %% ../nbs/45_tagging.ipynb #596a1cac
+# %% ../nbs/45_tagging.ipynb #07c9aca0
 class SigmoidTagger(PreTrainedModel):
     "An ear, and a sigmoid for each label."
     config_class = SigmoidConfig
@@ -281,7 +281,7 @@ class SigmoidTagger(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, nn.Linear): init.normal_(module.weight, std=.02); init.zeros_(module.bias)
 
-# %% ../nbs/45_tagging.ipynb #8fa59844
+# %% ../nbs/45_tagging.ipynb #d936f86d
 @patch(cls_method=True)
 def beside(cls: SigmoidTagger,
            model: Captioner,    # whose ear and features it takes
@@ -300,7 +300,7 @@ def judge(self: SigmoidTagger, features: torch.Tensor) -> torch.Tensor: # (b, fe
     "What it makes of features, as `hear` gives them."
     return self.head((features - self.mean)/self.std)
 
-# %% ../nbs/45_tagging.ipynb #814dde2b
+# %% ../nbs/45_tagging.ipynb #1068d2a7
 @patch
 def forward(self: SigmoidTagger,
             logmel: torch.Tensor | None = None,     # (b, frames, mels), natural log
@@ -313,7 +313,7 @@ def forward(self: SigmoidTagger,
     loss = None if targets is None else F.binary_cross_entropy_with_logits(logits, targets, reduction='sum')/len(targets)
     return ModelOutput(loss=loss, logits=logits)
 
-# %% ../nbs/45_tagging.ipynb #fe05aad2
+# %% ../nbs/45_tagging.ipynb #01402986
 class TargetPairs:
     "Sounds and their targets, as batches for training a classifier."
     def __init__(self,

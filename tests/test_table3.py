@@ -236,12 +236,7 @@ def folds(tmp_path_factory, home):
     return build_clips(folder.parent/'clips', manifest, seconds=5., n=len(manifest))
 
 
-PRIOR = '`unheard` writes the training tags of the laboratory, by their places, with the labels of the other set'
-FROZEN = '`by_folds` calls `classified`, which trains, inside `torch.no_grad`; and ' + PRIOR
-
-@pytest.mark.parametrize('kind', [
-    pytest.param('words', marks=pytest.mark.xfail(strict=True, raises=IndexError, reason=PRIOR)), 'words after mixtures',
-    pytest.param('sigmoids', marks=pytest.mark.xfail(strict=True, raises=(IndexError, RuntimeError), reason=FROZEN))])
+@pytest.mark.parametrize('kind', ['words', 'words after mixtures', 'sigmoids'])
 def test_each_fold_is_scored_by_models_of_the_others(lab, mixtures, folds, kind, monkeypatch):
     seen, real = [], module.train
     def train(model, pairs, settings, **kwargs):

@@ -101,12 +101,13 @@ def test_all_of_audioset_in_gpt2s_tokens(gpt2s, audioset, prompt):
     assert len(tags.trie.inner) == len(beginnings) - 2*527 and sum(b in labels for b in beginnings) == 527
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason='GPT-2 takes `);` and `.;` together, and `write` gives the label, then `;`: 26 labels of AudioSet are not written as a tokenizer does')
-def test_punctuation_before_a_semicolon_as_gpt2_writes_it(gpt2s, audioset):
+def test_punctuation_before_a_semicolon_stays_apart(gpt2s, audioset):
+    "GPT-2's own tokenizer joins `);` and `.;`; a label is always written with the same tokens, whatever closes it."
     tags = TagVocabulary(gpt2s, audioset)
     ending = [i for i, l in enumerate(audioset) if l.endswith(MERGED)]
     written = [tags.write([i, 0]) for i in ending]
-    assert written == [gpt2s(f' {audioset[i].lower()}; {audioset[0].lower()}', add_special_tokens=False).input_ids for i in ending]
+    assert len(ending) == 26 and all(w[:len(tags.tokens[i])] == tags.tokens[i] for w, i in zip(written, ending))
+    assert all(len(w) == len(gpt2s(f' {audioset[i].lower()}; {audioset[0].lower()}', add_special_tokens=False).input_ids) + 1 for w, i in zip(written, ending))
 
 
 def test_all_of_audioset_in_tokens_of_our_own(audioset): assert_one_way_of_writing(learned(audioset, 800), audioset, 'text', MERGED)
