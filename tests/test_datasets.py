@@ -3,6 +3,7 @@ import hashlib, json
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from logocentric import datasets
 from logocentric.core import LogocentricError, shared_path
 from logocentric.datasets import (DATASETS, DataError, GTZAN_GENRES, Manifest, audio_index, audio_stem, dataset_table, identify, manifest_hash, read_dataset,
                                   read_rows, read_skip_list, read_table, write_skip_list, youtube_names)
@@ -546,8 +547,113 @@ def test_audio_folders_that_are_wrong(tmp_path):
     with pytest.raises(DataError, match='lie at different depths'): read_table(tmp_path/'deep')
     for f in ('metadata.csv', 'metadata.jsonl'): put(tmp_path/'two'/f)
     with pytest.raises(DataError, match='several tables in one folder: metadata.csv, metadata.jsonl'): read_table(tmp_path/'two')
+    with pytest.raises(DataError, match='is an audio folder, whose paths start from its tables: leave folder= out'): read_table(tmp_path/'two', folder=tmp_path)
+
+
+# --- folders of `save_to_disk`, written here as the library writes them
+
+AUDIO, CLASS = dict(_type='Audio'), dict(_type='ClassLabel', names=['dog', 'cat', 'none of these'])
+WAV, FLAC = b'RIFF\x24\0\0\0WAVEfmt ', b'fLaC\0\0\0\x22'
+inside = lambda raw, path=None: dict(bytes=raw, path=path)
+
+def saved(folder, features, *shards, fingerprint='0123456789abcdef'):
+    "Arrow files of some columns each, with the two JSON files beside them."
+    pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+    kinds = dict(Audio=pa.struct(dict(bytes=pa.binary(), path=pa.string())), ClassLabel=pa.int64(), Value=pa.string(), Sequence=pa.list_(pa.int64()))
+    folder.mkdir(parents=True)
+    names = [f'data-{n:05}-of-{len(shards):05}.arrow' for n in range(len(shards))]
+    for name, columns in zip(names, shards):
+        table = pa.table({c: pa.array(v, type=kinds[features[c]['_type']]) for c, v in columns.items()})
+        with pa.OSFile(str(folder/name), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table, max_chunksize=2)
+    put(folder/'dataset_info.json', json.dumps(dict(citation='', description='', features=features, homepage='', license='')))
+    put(folder/'state.json', json.dumps(dict(_data_files=[dict(filename=n) for n in names], _fingerprint=fingerprint, _format_columns=None, _split=None)))
+    return folder
+
+FEATURES = dict(audio=AUDIO, label=CLASS, tags=dict(_type='Sequence', feature=dict(_type='ClassLabel', names=['x', 'y'])), text=dict(_type='Value', dtype='string'))
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path/'home'))
+    return tmp_path/'home'
+
+@pytest.fixture
+def arrow(tmp_path, home):
+    "Two splits; in one two files of three rows, one without a name and one of no class."
+    first = dict(audio=[inside(WAV + b'1', 'é.wav'), inside(FLAC)], label=[1, 0], tags=[[1, 0], []], text=['a cat', None])
+    saved(tmp_path/'set'/'train', FEATURES, first, dict(audio=[inside(WAV + b'3', '-3.wav')], label=[-1], tags=[None], text=['']))
+    saved(tmp_path/'set'/'test', FEATURES, dict(audio=[inside(WAV + b'1', 'é.wav')], label=[None], tags=[[1]], text=['x']), fingerprint='f')
+    put(tmp_path/'set'/'dataset_dict.json', '{"splits": ["train", "test"]}')
+    return tmp_path/'set'
+
+def test_saved_folder(arrow, home):
+    before = {p: p.stat().st_mtime_ns for p in [arrow, *arrow.rglob('*')]}
+    manifest = read_table(arrow).require(4)
+    nameless = hashlib.sha256(FLAC).hexdigest()[:16]
+    assert manifest.table.id.tolist() == ['train/é', f'train/{nameless}', 'train/-3', 'test/é'] and manifest.table['split'].tolist() == ['train']*3 + ['test']
+    assert manifest.table.labels.tolist() == [['cat'], ['dog'], [], []] and manifest.vocabulary == ['dog', 'cat', 'none of these'] and manifest.table.texts.tolist() == [['a cat'], [], [], ['x']]
+    assert [p.read_bytes() for p in manifest.paths] == [WAV + b'1', FLAC, WAV + b'3', WAV + b'1'] and [p.suffix for p in manifest.paths] == ['.wav', '.flac', '.wav', '.wav']
+    assert home/'data'/'cache'/'arrow' in manifest.root.parents and {p: p.stat().st_mtime_ns for p in [arrow, *arrow.rglob('*')]} == before
+    tags = read_table(arrow, labels='tags')
+    assert tags.table.labels.tolist() == [['y', 'x'], [], [], ['y']] and tags.vocabulary == ['x', 'y'] and tags.paths == manifest.paths
+    again = Manifest.load(manifest.save(arrow.parent/'saved.csv'))
+    assert again.hash == manifest.hash == read_table(arrow.rename(arrow.with_name('moved'))).hash and not again.table.missing.any()
+
+def test_saved_sounds_are_written_once(arrow):
+    paths = read_table(arrow).paths
+    times = [p.stat().st_mtime_ns for p in paths]
+    paths[1].unlink()
+    assert [p.stat().st_mtime_ns for p in read_table(arrow).paths][2:] == times[2:] and paths[1].is_file()
+    assert {p.name for p in paths[0].parent.iterdir()} == {p.name for p in paths[:3]}
+
+def test_saved_names_that_sounds_share(tmp_path, home):
+    folder = saved(tmp_path/'set', dict(audio=AUDIO, text=FEATURES['text']),
+                   dict(audio=[inside(WAV + b'1', 'dog/1.wav'), inside(WAV + b'2', 'cat/1.wav'), inside(WAV + b'3', '3.wav'), inside(WAV + b'3', '3.wav')], text=list('abcd')))
+    table = read_table(folder).require(3).table
+    assert [i[:2] for i in table.id] == ['1-', '1-', '3'] and table.id.is_unique and table.texts.tolist() == [['a'], ['b'], ['c', 'd']]
+
+@pytest.mark.parametrize('kind', ['Audio', 'Value'])
+def test_saved_folder_with_paths(tmp_path, home, kind):
+    for place in ('set', 'other'): put(tmp_path/place/'wav'/'a é.wav')
+    wrap = inside if kind == 'Audio' else lambda _, path: path
+    folder = saved(tmp_path/'set'/'arrow', dict(sound=dict(_type=kind)), dict(sound=[wrap(None, '../wav/a é.wav'), wrap(None, str(tmp_path/'other/wav/a é.wav'))]))
+    manifest = read_table(folder, audio='sound').require(2)
+    assert manifest.paths == [tmp_path/'set/wav/a é.wav', tmp_path/'other/wav/a é.wav'] and manifest.root == folder and not home.exists()
+    (tmp_path/'other'/'x').mkdir()
+    put(tmp_path/'other'/'b.wav')
+    folder = saved(tmp_path/'plain', dict(sound=dict(_type=kind)), dict(sound=[wrap(None, '../b.wav')]))
+    assert read_table(folder, audio='sound', folder=tmp_path/'other'/'x').require(1).paths == [tmp_path/'other'/'b.wav']
+
+def test_saved_splits_are_the_dictionary_unless_a_column_is_named(tmp_path, home):
+    folder = saved(tmp_path/'set'/'train', dict(audio=AUDIO, fold=FEATURES['text']), dict(audio=[inside(WAV, 'a.wav'), inside(FLAC, 'b.flac')], fold=['1', '2']))
+    put(folder.parent/'dataset_dict.json', '{"splits": ["train"]}')
+    assert read_table(folder.parent).table['split'].tolist() == ['train']*2 and read_table(folder.parent, split='fold').table['split'].tolist() == read_table(folder).table['split'].tolist() == ['1', '2']
+
+def _cut(path, n): path.write_bytes(path.read_bytes()[:n])
+
+@pytest.mark.parametrize('spoil, options, message', [
+    (lambda f: None, dict(folder='.'), 'has its sounds inside: no path starts from .*, leave folder= out'),
+    (lambda f: None, dict(audio='sound'), 'has no column sound: expected sound, found audio, label, tags, text'),
+    (lambda f: None, dict(vocabulary=['dog']), 'outside the vocabulary of 1: cat'),
+    (lambda f: _cut(f/'train/data-00000-of-00002.arrow', -9), {}, 'data-00000-of-00002.arrow in train was cut short'),
+    (lambda f: (f/'train/data-00001-of-00002.arrow').unlink(), {}, 'data-00001-of-00002.arrow of 2 Arrow files are not in train: there is data-00000'),
+    (lambda f: (f/'train/data-00000-of-00002.arrow').write_bytes(b'x'*50 + bytes(4)), {}, 'train/data-00000-of-00002.arrow is damaged'),
+    (lambda f: (f/'test/state.json').unlink(), {}, 'state.json is not in test: there is data-00000-of-00001.arrow, dataset_info.json. Was the folder copied whole'),
+    (lambda f: put(f/'train/dataset_info.json', '{'), {}, 'train/dataset_info.json is no JSON'),
+    (lambda f: put(f/'dataset_dict.json', '{}'), {}, 'names no split'),
+    (lambda f: put(f/'train/dataset_info.json', json.dumps(dict(features=dict(FEATURES, label=dict(CLASS, names=['dog']))))), {}, 'class 1 of 1: dataset_info.json names dog'),
+    (lambda f: put(f/'train/dataset_info.json', json.dumps(dict(features=dict(FEATURES, text=AUDIO)))), {}, "several columns of sounds: audio, text. Name one: audio='…'")])
+def test_saved_folders_that_are_wrong(arrow, spoil, options, message):
+    spoil(arrow)
+    with pytest.raises(DataError, match=message): read_table(arrow, **options)
+
+@pytest.mark.parametrize('sound, message', [(inside(b'<html>not found', None), "a sound without a name begins with b'<html>no', as no sound file does"), (None, 'row 1 of 1 names no sound file')])
+def test_saved_sounds_that_are_none(tmp_path, home, sound, message):
+    with pytest.raises(DataError, match=message): read_table(saved(tmp_path/'set', dict(audio=AUDIO), dict(audio=[sound])))
+
+def test_saved_folder_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, 'find_spec', lambda name: None)
     put(tmp_path/'arrow/dataset_dict.json', '{"splits": ["train"]}')
-    with pytest.raises(DataError, match='written by `datasets.save_to_disk`'): read_table(tmp_path/'arrow')
+    with pytest.raises(DataError, match='written by `datasets.save_to_disk`, as Arrow files, which need pyarrow, and that is not installed: `pip install pyarrow`'): read_table(tmp_path/'arrow')
 
 
 def test_lines_that_are_no_lines(tmp_path):
