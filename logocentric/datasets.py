@@ -66,9 +66,9 @@ def audio_index(folder: str | Path) -> AudioIndex:
 csv.field_size_limit(2**27)
 
 def _text(path: Path) -> str:
-    "A text file as UTF-8, else as Latin-1."
+    "A text file as UTF-8, else as Latin-1, in one Unicode form."
     raw = path.read_bytes()
-    try: return raw.decode('utf-8-sig')
+    try: return _nfc(raw.decode('utf-8-sig'))
     except UnicodeDecodeError: return raw.decode('latin-1')
 
 def _fields(path: Path, sep: str = ',') -> list[list[str]]:
@@ -593,12 +593,13 @@ def fma_small(folder): # that holds `fma_metadata` and `fma_small`
     "FMA small: 8,000 clips in eight genres; the paper's test set is its split `test`."
     path = folder/'fma_metadata'/'tracks.csv'
     tracks = _fma_tracks(path if path.is_file() else folder/'tracks.csv')
-    small = tracks[tracks['subset'] == 'small']
+    small, others = (tracks[(tracks['subset'] == 'small') == own] for own in (True, False))
     if not len(small): raise DataError(f"tracks.csv has no track of the subset small; it has {_some(sorted(set(tracks['subset'])))}")
+    if both := sorted(set(small['id']) & set(others['id'])): raise DataError(f'tracks.csv: listed twice, in the subset small and in another: {_some(both)}. Correct the list')
     six = [f'{int(i):06}' for i in small['id']]
     rows = [dict(id=i, files=[f'fma_small/{i[:3]}/{i}'], labels=[g], split={'training': 'train'}.get(s, s))
             for i, g, s in zip(six, small['genre_top'], small['split'])]
-    return Rows(rows, FMA_GENRES, dict(train=6400, validation=800, test=800))
+    return Rows(rows, FMA_GENRES, dict(train=6400, validation=800, test=800), {'rows listed twice': int(others['id'].duplicated().sum())})
 
 # %% ../nbs/12_datasets.ipynb #0349a4e9
 register('audioset', title='AudioSet', page='https://research.google.com/audioset/download.html',
@@ -626,11 +627,20 @@ def _header_count(path: Path, part: str, n: int) -> dict[str, int]:
     return {f'segments of {part} by the head of its list, which has {n:,}': said} if said != n else {}
 
 # %% ../nbs/12_datasets.ipynb #18a777da
+def _audioset_words(path: Path) -> tuple[dict[str, str], int]:
+    "Names of classes by machine id, and how many rows are repeated."
+    rows, words = read_rows(path, ['index', 'mid', 'display_name']), {}
+    for r in rows:
+        if words.setdefault(r['mid'], r['display_name']) != r['display_name']:
+            raise DataError(f"{path.name}: {r['mid']} is listed twice with different names: {words[r['mid']]!r} and {r['display_name']!r}. Correct the list")
+    return words, len(rows) - len(words)
+
+# %% ../nbs/12_datasets.ipynb #94d21afa
 @loads('audioset')
 def audioset(folder): # that holds the lists, and the sound anywhere below
     "AudioSet: the clips of every list that is there, as splits `balanced`, `unbalanced` and `evaluation`."
-    words = {r['mid']: r['display_name'] for r in read_rows(folder/'class_labels_indices.csv', ['index', 'mid', 'display_name'])}
-    rows, notes = [], {}
+    words, twice = _audioset_words(folder/'class_labels_indices.csv')
+    rows, notes = [], {'rows listed twice': twice}
     for part, name in (('balanced', 'balanced_train'), ('unbalanced', 'unbalanced_train'), ('evaluation', 'eval')):
         if not (path := folder/f'{name}_segments.csv').is_file(): continue
         for i, start, end, mids in _segments(path):
@@ -695,18 +705,27 @@ def _openmic_split(folder: Path) -> dict[str, str]:
     return split
 
 # %% ../nbs/12_datasets.ipynb #666c5e19
+def _openmic_answers(path: Path) -> tuple[dict[str, dict[str, float]], int]:
+    "How likely each instrument is that was asked about, by clip, and how many rows are repeated."
+    said, twice = {}, 0
+    for r in read_rows(path, ['sample_key', 'instrument', 'relevance']):
+        answers, word, found = said.setdefault(r['sample_key'], {}), r['instrument'].replace('_', ' '), _float(r['relevance'], r['sample_key'])
+        twice += word in answers
+        if answers.setdefault(word, found) != found:
+            raise DataError(f"{path.name}: {r['sample_key']} is listed twice with different relevance of {word}: {answers[word]} and {found}. Correct the list")
+    return said, twice
+
+# %% ../nbs/12_datasets.ipynb #ccc4cd12
 @loads('openmic2018')
 def openmic2018(folder): # that holds `openmic-2018-aggregated-labels.csv`
     "OpenMIC-2018: instruments that are heard, among those that were asked about."
-    said, split = {}, _openmic_split(folder)
-    for r in read_rows(folder/'openmic-2018-aggregated-labels.csv', ['sample_key', 'instrument', 'relevance']):
-        said.setdefault(r['sample_key'], {})[r['instrument'].replace('_', ' ')] = _float(r['relevance'], r['sample_key'])
+    (said, twice), split = _openmic_answers(folder/'openmic-2018-aggregated-labels.csv'), _openmic_split(folder)
     rows = [dict(id=i, files=[f'audio/{i[:3]}/{i}'], split=split.get(i, ''), duration=10., observed=sorted(a),
                  labels=sorted(k for k, v in a.items() if v >= .5)) for i, a in said.items()]
     named = folder/'class-map.json'
     words = [w.replace('_', ' ') for w in _json(_text(named), named.name)] if named.is_file() else sorted({w for a in said.values() for w in a})
     unasked = len(set(split) - set(said))
-    return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked} if unasked else {})
+    return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked, 'rows listed twice': twice})
 
 # %% ../nbs/12_datasets.ipynb #9f62b3d2
 register('magnatagatune', title='MagnaTagATune', page='https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset', licence='CC BY-NC-SA 3.0 (Magnatune)',
@@ -758,8 +777,9 @@ def mtg_jamendo(folder,             # that holds `data` and the sound
             files = [f'{place}{stem}{low}' for place in ('audios/', 'audio/', '') for low in ('', '.low')]
             rows.append(dict(id=track, files=files, duration=_float(seconds, f'{name}-{part}.tsv, {track}'), split=part, labels=[word(t) for t in found if t]))
     whole = folder/'data'/f'{name}.tsv'
-    left = len({r[0] for r in _jamendo_rows(whole)} - {r['id'] for r in rows}) if whole.is_file() else 0
-    return Rows(rows, sorted({w for r in rows for w in r['labels']}), {}, {'tracks of the list in no split': left} if left else {})
+    listed = [r[0] for r in _jamendo_rows(whole)] if whole.is_file() else []
+    notes = {'tracks of the list in no split': len(set(listed) - {r['id'] for r in rows}), 'rows listed twice': len(listed) - len(set(listed))}
+    return Rows(rows, sorted({w for r in rows for w in r['labels']}), {}, notes)
 
 # %% ../nbs/12_datasets.ipynb #6a498548
 register('musiccaps', title='MusicCaps', page='https://www.kaggle.com/datasets/googleai/musiccaps', licence='CC BY-SA 4.0; the videos are their owners\'',
