@@ -209,6 +209,13 @@ def _check_lists(skip_list, also):
     if skip_list and skip_list.exists(): read_skip_list(skip_list)
 
 # %% ../nbs/51_cli.ipynb #e678bcde
+def _unlike_published(manifest) -> str:
+    "How many clips are listed where the publisher counts others, and how to go on; else nothing."
+    listed, n = len(manifest) + len(manifest.skipped), manifest.published
+    if not n or listed == n: return ''
+    return f'next: {listed:,} of the {n:,} clips that the publisher counts are listed; complete the set, or go on with these: manifest.require({listed})'
+
+# %% ../nbs/51_cli.ipynb #061c75f5
 def _show_diagnosis(found, left, skip_list, kinds):
     "Who it is, what is wrong, what to do next."
     from logocentric.datasets import DATASETS
@@ -221,7 +228,8 @@ def _show_diagnosis(found, left, skip_list, kinds):
         typer.echo(f'next: skip={str(skip_list)!r} for a loader, --skip {skip_list} for this command')
     elif (left['severity'] == 'out').any(): typer.echo(f'next: --skip-list skip.csv writes down the {out:,} clips to leave out, for loaders and for --skip')
     if (judge := left[(left['severity'] == 'problem') & ~left['kind'].isin(kinds)]['kind'].unique()).size: typer.echo(f"for you to judge: {', '.join(judge)}; --also {','.join(judge)} puts them on the skip list")
-    if not len(left): typer.echo('nothing to do')
+    if unlike := _unlike_published(found.manifest): typer.echo(unlike)
+    elif not len(left): typer.echo('nothing to do')
 
 # %% ../nbs/51_cli.ipynb #6efff285
 DataSet = Annotated[Optional[str], typer.Option(help='Which data set it is (see `logocentric data`); by default it is recognised.')]

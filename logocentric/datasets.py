@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AUDIO_SUFFIXES', 'COLUMNS', 'LISTS', 'MAGIC', 'DATASETS', 'GTZAN_GENRES', 'FMA_GENRES', 'NAMES', 'SPLITS',
-           'DataError', 'audio_stem', 'AudioIndex', 'audio_index', 'read_rows', 'manifest_hash', 'Manifest',
-           'read_skip_list', 'write_skip_list', 'DatasetInfo', 'register', 'identify', 'youtube_names', 'Rows', 'loads',
-           'read_dataset', 'gtzan', 'fma_small', 'audioset', 'esc50', 'fsd50k', 'openmic2018', 'magnatagatune',
-           'mtg_jamendo', 'musiccaps', 'song_describer', 'clotho', 'audiocaps', 'read_table', 'dataset_table']
+           'MAGIC_BYTES', 'DataError', 'audio_stem', 'AudioIndex', 'audio_index', 'read_rows', 'manifest_hash',
+           'Manifest', 'read_skip_list', 'write_skip_list', 'DatasetInfo', 'register', 'identify', 'youtube_names',
+           'Rows', 'loads', 'read_dataset', 'gtzan', 'fma_small', 'audioset', 'esc50', 'fsd50k', 'openmic2018',
+           'magnatagatune', 'mtg_jamendo', 'musiccaps', 'song_describer', 'clotho', 'audiocaps', 'read_table',
+           'dataset_table']
 
 # %% ../nbs/12_datasets.ipynb #90b48372
 import ast, csv, hashlib, inspect, io, json, os, unicodedata
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import LogocentricError, atomic_write, write_json
+from .core import LogocentricError, atomic_write, cache_path, config_hash, write_json
 
 # %% ../nbs/12_datasets.ipynb #c1bb4783
 class DataError(LogocentricError):
@@ -65,9 +66,9 @@ def audio_index(folder: str | Path) -> AudioIndex:
 csv.field_size_limit(2**27)
 
 def _text(path: Path) -> str:
-    "A text file as UTF-8, else as Latin-1."
+    "A text file as UTF-8, else as Latin-1, in one Unicode form."
     raw = path.read_bytes()
-    try: return raw.decode('utf-8-sig')
+    try: return _nfc(raw.decode('utf-8-sig'))
     except UnicodeDecodeError: return raw.decode('latin-1')
 
 def _fields(path: Path, sep: str = ',') -> list[list[str]]:
@@ -592,12 +593,13 @@ def fma_small(folder): # that holds `fma_metadata` and `fma_small`
     "FMA small: 8,000 clips in eight genres; the paper's test set is its split `test`."
     path = folder/'fma_metadata'/'tracks.csv'
     tracks = _fma_tracks(path if path.is_file() else folder/'tracks.csv')
-    small = tracks[tracks['subset'] == 'small']
+    small, others = (tracks[(tracks['subset'] == 'small') == own] for own in (True, False))
     if not len(small): raise DataError(f"tracks.csv has no track of the subset small; it has {_some(sorted(set(tracks['subset'])))}")
+    if both := sorted(set(small['id']) & set(others['id'])): raise DataError(f'tracks.csv: listed twice, in the subset small and in another: {_some(both)}. Correct the list')
     six = [f'{int(i):06}' for i in small['id']]
     rows = [dict(id=i, files=[f'fma_small/{i[:3]}/{i}'], labels=[g], split={'training': 'train'}.get(s, s))
             for i, g, s in zip(six, small['genre_top'], small['split'])]
-    return Rows(rows, FMA_GENRES, dict(train=6400, validation=800, test=800))
+    return Rows(rows, FMA_GENRES, dict(train=6400, validation=800, test=800), {'rows listed twice': int(others['id'].duplicated().sum())})
 
 # %% ../nbs/12_datasets.ipynb #0349a4e9
 register('audioset', title='AudioSet', page='https://research.google.com/audioset/download.html',
@@ -625,11 +627,20 @@ def _header_count(path: Path, part: str, n: int) -> dict[str, int]:
     return {f'segments of {part} by the head of its list, which has {n:,}': said} if said != n else {}
 
 # %% ../nbs/12_datasets.ipynb #18a777da
+def _audioset_words(path: Path) -> tuple[dict[str, str], int]:
+    "Names of classes by machine id, and how many rows are repeated."
+    rows, words = read_rows(path, ['index', 'mid', 'display_name']), {}
+    for r in rows:
+        if words.setdefault(r['mid'], r['display_name']) != r['display_name']:
+            raise DataError(f"{path.name}: {r['mid']} is listed twice with different names: {words[r['mid']]!r} and {r['display_name']!r}. Correct the list")
+    return words, len(rows) - len(words)
+
+# %% ../nbs/12_datasets.ipynb #94d21afa
 @loads('audioset')
 def audioset(folder): # that holds the lists, and the sound anywhere below
     "AudioSet: the clips of every list that is there, as splits `balanced`, `unbalanced` and `evaluation`."
-    words = {r['mid']: r['display_name'] for r in read_rows(folder/'class_labels_indices.csv', ['index', 'mid', 'display_name'])}
-    rows, notes = [], {}
+    words, twice = _audioset_words(folder/'class_labels_indices.csv')
+    rows, notes = [], {'rows listed twice': twice}
     for part, name in (('balanced', 'balanced_train'), ('unbalanced', 'unbalanced_train'), ('evaluation', 'eval')):
         if not (path := folder/f'{name}_segments.csv').is_file(): continue
         for i, start, end, mids in _segments(path):
@@ -694,18 +705,27 @@ def _openmic_split(folder: Path) -> dict[str, str]:
     return split
 
 # %% ../nbs/12_datasets.ipynb #666c5e19
+def _openmic_answers(path: Path) -> tuple[dict[str, dict[str, float]], int]:
+    "How likely each instrument is that was asked about, by clip, and how many rows are repeated."
+    said, twice = {}, 0
+    for r in read_rows(path, ['sample_key', 'instrument', 'relevance']):
+        answers, word, found = said.setdefault(r['sample_key'], {}), r['instrument'].replace('_', ' '), _float(r['relevance'], r['sample_key'])
+        twice += word in answers
+        if answers.setdefault(word, found) != found:
+            raise DataError(f"{path.name}: {r['sample_key']} is listed twice with different relevance of {word}: {answers[word]} and {found}. Correct the list")
+    return said, twice
+
+# %% ../nbs/12_datasets.ipynb #ccc4cd12
 @loads('openmic2018')
 def openmic2018(folder): # that holds `openmic-2018-aggregated-labels.csv`
     "OpenMIC-2018: instruments that are heard, among those that were asked about."
-    said, split = {}, _openmic_split(folder)
-    for r in read_rows(folder/'openmic-2018-aggregated-labels.csv', ['sample_key', 'instrument', 'relevance']):
-        said.setdefault(r['sample_key'], {})[r['instrument'].replace('_', ' ')] = _float(r['relevance'], r['sample_key'])
+    (said, twice), split = _openmic_answers(folder/'openmic-2018-aggregated-labels.csv'), _openmic_split(folder)
     rows = [dict(id=i, files=[f'audio/{i[:3]}/{i}'], split=split.get(i, ''), duration=10., observed=sorted(a),
                  labels=sorted(k for k, v in a.items() if v >= .5)) for i, a in said.items()]
     named = folder/'class-map.json'
     words = [w.replace('_', ' ') for w in _json(_text(named), named.name)] if named.is_file() else sorted({w for a in said.values() for w in a})
     unasked = len(set(split) - set(said))
-    return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked} if unasked else {})
+    return Rows(rows, words, dict(train=14915, test=5085), {'clips of the splits without any label': unasked, 'rows listed twice': twice})
 
 # %% ../nbs/12_datasets.ipynb #9f62b3d2
 register('magnatagatune', title='MagnaTagATune', page='https://mirg.city.ac.uk/codeapps/the-magnatagatune-dataset', licence='CC BY-NC-SA 3.0 (Magnatune)',
@@ -757,8 +777,9 @@ def mtg_jamendo(folder,             # that holds `data` and the sound
             files = [f'{place}{stem}{low}' for place in ('audios/', 'audio/', '') for low in ('', '.low')]
             rows.append(dict(id=track, files=files, duration=_float(seconds, f'{name}-{part}.tsv, {track}'), split=part, labels=[word(t) for t in found if t]))
     whole = folder/'data'/f'{name}.tsv'
-    left = len({r[0] for r in _jamendo_rows(whole)} - {r['id'] for r in rows}) if whole.is_file() else 0
-    return Rows(rows, sorted({w for r in rows for w in r['labels']}), {}, {'tracks of the list in no split': left} if left else {})
+    listed = [r[0] for r in _jamendo_rows(whole)] if whole.is_file() else []
+    notes = {'tracks of the list in no split': len(set(listed) - {r['id'] for r in rows}), 'rows listed twice': len(listed) - len(set(listed))}
+    return Rows(rows, sorted({w for r in rows for w in r['labels']}), {}, notes)
 
 # %% ../nbs/12_datasets.ipynb #6a498548
 register('musiccaps', title='MusicCaps', page='https://www.kaggle.com/datasets/googleai/musiccaps', licence='CC BY-SA 4.0; the videos are their owners\'',
@@ -917,8 +938,6 @@ def _classes(folder: Path) -> list[dict]:
 # %% ../nbs/12_datasets.ipynb #97b0c891
 def _folder_records(folder: Path, audio: str | None) -> list[dict]:
     "The rows of an audio folder, their paths from the folder."
-    if any((folder/f).is_file() for f in ('state.json', 'dataset_dict.json')):
-        raise DataError(f'{folder.name} was written by `datasets.save_to_disk`, which keeps its sounds inside Arrow files: write them out first, with a metadata.csv beside them')
     tables, all_rows = _metadata(folder), []
     for table, split in tables:
         rows = _records(table)
@@ -929,8 +948,146 @@ def _folder_records(folder: Path, audio: str | None) -> list[dict]:
     return all_rows if tables else _classes(folder)
 
 # %% ../nbs/12_datasets.ipynb #43551e46
-def read_table(path: str | Path,                    # .csv, .tsv, .jsonl or .parquet, or an audio folder
-               folder: str | Path | None = None,    # that paths start from; by default the folder of the table
+def _is_saved(folder: Path) -> bool: return any((folder/f).is_file() for f in ('state.json', 'dataset_dict.json'))
+
+def _saved_json(folder: Path, name: str) -> dict:
+    path = folder/name
+    if not path.is_file(): raise DataError(f'{name} is not in {folder.name}: {_listing(folder)}. Was the folder copied whole?')
+    return _json(_text(path), f'{folder.name}/{name}')
+
+def _saved_parts(folder: Path) -> dict[str, Path]:
+    "The folder of each split; without splits the folder itself, under an empty name."
+    if not (folder/'dataset_dict.json').is_file(): return {'': folder}
+    splits = _saved_json(folder, 'dataset_dict.json').get('splits')
+    if not splits: raise DataError(f'dataset_dict.json of {folder.name} names no split')
+    return {s: folder/s for s in splits}
+
+# %% ../nbs/12_datasets.ipynb #a6ce65e6
+def _whole(path: Path) -> bool:
+    with open(path, 'rb') as f:
+        f.seek(max(0, path.stat().st_size - 4))
+        return f.read() == bytes(4)
+
+def _shards(part: Path, state: dict) -> list[Path]:
+    "The Arrow files of a split, in order."
+    paths = [part/f['filename'] for f in state.get('_data_files', ())]
+    if gone := [p.name for p in paths if not p.is_file()]: raise DataError(f'{_some(gone)} of {len(paths)} Arrow files are not in {part.name}: {_listing(part)}')
+    if cut := [p.name for p in paths if not _whole(p)]: raise DataError(f'{_some(cut)} in {part.name} was cut short: get it again')
+    return paths
+
+def _batches(path: Path):
+    "The record batches of an Arrow file."
+    import pyarrow as pa
+    try:
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches: yield from batches
+    except (pa.ArrowInvalid, OSError) as e: raise DataError(f'{path.parent.name}/{path.name} is damaged ({e}): get it again')
+
+# %% ../nbs/12_datasets.ipynb #ecc7c49e
+def _class_names(feature) -> list[str] | None:
+    "The names of a column of classes, or of lists of classes; of others `None`."
+    if isinstance(feature, list): return _class_names(feature[0]) if feature else None
+    kind = feature.get('_type') if isinstance(feature, dict) else None
+    if kind in ('Sequence', 'List', 'LargeList'): return _class_names(feature['feature'])
+    return feature.get('names') if kind == 'ClassLabel' else None
+
+def _class_words(value, names: list[str]):
+    "Numbers of classes as words."
+    if isinstance(value, list): return [w for v in value if (w := _class_words(v, names)) is not None]
+    if value is not None and value >= len(names): raise DataError(f'class {value} of {len(names)}: dataset_info.json names {_some(names)}, and belongs to other Arrow files')
+    return None if value is None or value < 0 else names[value]
+
+# %% ../nbs/12_datasets.ipynb #fb33ef8a
+MAGIC_BYTES = {b'RIFF': '.wav', b'RF64': '.wav', b'fLaC': '.flac', b'OggS': '.ogg', b'ID3': '.mp3', b'FORM': '.aiff', b'.snd': '.au', b'\x1aE\xdf\xa3': '.webm'}
+
+def _suffix(name: str, raw: bytes) -> str:
+    "The suffix of a sound from its name, else from its first bytes; empty where neither tells."
+    if (suffix := Path(name).suffix.lower()) in AUDIO_SUFFIXES: return suffix
+    if raw[4:8] == b'ftyp': return '.m4a'
+    if raw[:1] == b'\xff' and raw[1:2] >= b'\xe0': return '.mp3' # the sync bits of a frame without tags
+    return next((s for head, s in MAGIC_BYTES.items() if raw.startswith(head)), '')
+
+# %% ../nbs/12_datasets.ipynb #e131bd3f
+def _write_sound(raw: bytes, name: str, folder: Path) -> Path:
+    "A file with these bytes, under their name and a hash of them; written if it is not there."
+    suffix = _suffix(name, raw)
+    if not suffix: raise DataError(f'{name or "a sound without a name"} begins with {raw[:8]!r}, as no sound file does. Known are {_some(AUDIO_SUFFIXES, 20)}')
+    path = folder/('-'.join(filter(None, [audio_stem(name)[:50], hashlib.sha256(raw).hexdigest()[:16]])) + suffix)
+    if not path.is_file():
+        with atomic_write(path) as p: p.write_bytes(raw)
+    return path
+
+# %% ../nbs/12_datasets.ipynb #8046c798
+class _Sound(NamedTuple):
+    "A row of an Arrow file and its sound."
+    row: dict      # the other columns
+    split: str     # as the library calls it
+    path: str      # as the row has it, or empty
+    raw: bool      # whether bytes were inside
+    file: str | None # where the sound is
+
+def _name_clips(sounds: list[_Sound], audio: str) -> list[dict]: # column of sounds
+    "Rows with the path of their sound and, where bytes were inside and the table has none, an id."
+    stem, shared = lambda s: audio_stem(Path(s.path).name), {}
+    for s in sounds: shared.setdefault((s.split, stem(s)), set()).add(s.file)
+    def clip(s):
+        id = stem(s) if s.path and len(shared[s.split, stem(s)]) == 1 else audio_stem(Path(s.file or '').name)
+        return dict({'id': '/'.join(filter(None, [s.split, id]))} if s.raw else {}, **{**s.row, audio: s.file})
+    return [clip(s) for s in sounds]
+
+# %% ../nbs/12_datasets.ipynb #b5a2b25b
+class _Own(NamedTuple):
+    "The rows of a table, whatever it lay in."
+    rows: list[dict]
+    root: Path                          # that paths start from
+    audio: str | None = None            # column of sounds, where it is known
+    names: dict[str, list[str]] = {}    # classes by column
+
+def _saved_column(folder: Path, features: dict, audio: str | None) -> str:
+    "The column of sounds: the one that is named, else the one of type Audio, else by its name."
+    hits = [c for c, f in features.items() if isinstance(f, dict) and f.get('_type') == 'Audio']
+    if audio is None and len(hits) > 1: raise DataError(f"{folder.name} has several columns of sounds: {_some(hits)}. Name one: audio='…'")
+    return _column([dict.fromkeys(features)], folder, 'audio', audio or (hits[0] if hits else None))
+
+# %% ../nbs/12_datasets.ipynb #634ed23e
+def _saved_sounds(part: Path, split: str, audio: str, names: dict, start: Path, keep: Path):
+    "The rows of one split, their sounds as files."
+    for batch in (b for path in _shards(part, _saved_json(part, 'state.json')) for b in _batches(path)):
+        rows = batch.select([c for c in batch.schema.names if c != audio]).to_pylist() or [{}]*len(batch)
+        for row, sound in zip(rows, (s.as_py() for s in batch[audio])):
+            raw, path = (sound.get('bytes'), sound.get('path')) if isinstance(sound, dict) else (None, sound)
+            file = str(_write_sound(raw, Path(path or '').name, keep/split)) if raw else os.path.abspath(start/path) if path else None
+            row = {c: _class_words(v, names[c]) if c in names else v for c, v in row.items()}
+            yield _Sound({**row, **({'split': SPLITS.get(split.lower(), split)} if split else {})}, split, path or '', bool(raw), file)
+
+# %% ../nbs/12_datasets.ipynb #951377f3
+def _saved_records(folder: Path, start: str | Path | None, audio: str | None) -> _Own: # where paths start, the column of sounds
+    "The rows of a folder that `save_to_disk` wrote; sounds that are inside are written into the cache."
+    if find_spec('pyarrow') is None:
+        raise DataError(f'{folder.name} was written by `datasets.save_to_disk`, as Arrow files, which need pyarrow, and that is not installed: '
+                        '`pip install pyarrow`, or write the sounds out, with a metadata.csv beside them')
+    parts, outside = _saved_parts(folder), _folder(start or folder)
+    keep, names, sounds = cache_path('arrow', config_hash({s: _saved_json(p, 'state.json') for s, p in parts.items()})), {}, []
+    for split, part in parts.items():
+        features = _saved_json(part, 'dataset_info.json').get('features') or {}
+        column = _saved_column(part, features, audio)
+        own = {c: n for c, f in features.items() if (n := _class_names(f))}
+        names |= own
+        sounds += _saved_sounds(part, split, column, own, outside, keep)
+    inside = any(s.raw for s in sounds)
+    if start is not None and sounds and all(s.raw for s in sounds): raise DataError(f'{folder.name} has its sounds inside: no path starts from {Path(start).name}, leave folder= out')
+    return _Own(_name_clips(sounds, column), keep if inside else outside, column, names)
+
+# %% ../nbs/12_datasets.ipynb #b01d433d
+def _own_table(path: Path, folder: str | Path | None, audio: str | None) -> _Own: # where paths start, the column of sounds
+    "The rows of a table of any kind."
+    if not path.is_dir(): return _Own(_records(path), _folder(folder or path.parent), audio)
+    if _is_saved(path): return _saved_records(path, folder, audio)
+    if folder is not None: raise DataError(f'{path.name} is an audio folder, whose paths start from its tables: leave folder= out, or name one table instead of the folder')
+    return _Own(_folder_records(path, audio), path, audio)
+
+# %% ../nbs/12_datasets.ipynb #9248444f
+def read_table(path: str | Path,                    # .csv, .tsv, .jsonl or .parquet, an audio folder, or what `save_to_disk` wrote
+               folder: str | Path | None = None,    # that paths start from; by default the folder of the table; not for audio folders
                audio: str | None = None,            # columns, where their names are unusual
                text: str | None = None, labels: str | None = None, split: str | None = None, id: str | None = None,
                sep: str = ';',                      # between labels in one field; AudioSet's names hold commas
@@ -939,11 +1096,11 @@ def read_table(path: str | Path,                    # .csv, .tsv, .jsonl or .par
               ) -> Manifest:
     "The manifest of a table of your own; rows of one clip with several texts are joined."
     path = Path(path)
-    rows, root = (_folder_records(path, audio), path) if path.is_dir() else (_records(path), _folder(folder or path.parent))
+    rows, root, audio, names = _own_table(path, folder, audio)
     given = dict(audio=audio, text=text, labels=labels, split=split, id=id)
     columns = {role: _column(rows, path, role, name) for role, name in given.items()}
     found = _own_rows(rows, columns, path, root, sep)
-    words = vocabulary or (sorted({w for r in found for w in r['labels']}) if columns['labels'] else None)
+    words = vocabulary or names.get(columns['labels']) or (sorted({w for r in found for w in r['labels']}) if columns['labels'] else None)
     manifest = _manifest(Rows(found, words and list(words)), path.stem, root, path.name)
     return manifest if skip is None else manifest.skip(skip)
 

@@ -55,11 +55,13 @@ def _plans():
                     paint=TrainConfig(steps=epochs(100, 128), batch_size=128, lr=1.5e-4, mixed_precision='bf16', num_workers=8))
     return dict(smoke=smoke, mini=mini, paper=paper)
 
+# %% ../nbs/46_table3.ipynb #50d1ce4a
 PLANS = _plans()
 
 # %% ../nbs/46_table3.ipynb #d13af161
 EARS = dict(ear='the encoder of the plan', random='its architecture with random weights')
 
+# %% ../nbs/46_table3.ipynb #89a9336a
 @dataclass(frozen=True)
 class TagLab:
     "All stages of Table 3 at one scale and seed."
@@ -84,6 +86,7 @@ class TagLab:
 SPLITS = ('train', 'validation', 'test')
 TESTS, VALIDATIONS = ('test', 'evaluation'), ('validation', 'valid')
 
+# %% ../nbs/46_table3.ipynb #8c8b2103
 def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
     "One clip in twenty, by a hash of its name."
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % 20 == 0 for i in ids], bool)
@@ -97,6 +100,7 @@ def manifest(self: TagLab) -> Manifest:
     if 'observed' in manifest.table: raise LogocentricError(f'{self.data} asked about some labels of a clip only, and what nobody asked is not false: this table needs complete labels')
     return manifest
 
+# %% ../nbs/46_table3.ipynb #7b951c4d
 @patch
 def role(self: TagLab, manifest: Manifest, split: str) -> list[str]:
     "The names that a set has for one of our splits."
@@ -106,7 +110,7 @@ def role(self: TagLab, manifest: Manifest, split: str) -> list[str]:
     if not names and split != 'validation': raise LogocentricError(f'{self.data} has no split to {split} on: it has {", ".join(found) or "none"}')
     return names
 
-# %% ../nbs/46_table3.ipynb #7b951c4d
+# %% ../nbs/46_table3.ipynb #0543278a
 @patch
 def mixtures(self: TagLab, split: str) -> Mixtures:
     "Rendered mixtures of a split."
@@ -115,6 +119,7 @@ def mixtures(self: TagLab, split: str) -> Mixtures:
     def make(folder): build_mixtures(folder, **config, desc=f'mixtures, {split}')
     return Mixtures(stage('mixtures', dict(config, code=code_hash('mixtures', 'sounds', 'corpus', 'frontend')), make))
 
+# %% ../nbs/46_table3.ipynb #31e541b9
 @patch
 def real(self: TagLab, split: str) -> Clips:
     "Clips of a set on disk; those set aside for validation among the ones to train on."
@@ -126,12 +131,13 @@ def real(self: TagLab, split: str) -> Clips:
     if done.exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list of clips than last time
     return build_clips(place, part, desc=f'{self.data}, {", ".join(names)}')
 
-# %% ../nbs/46_table3.ipynb #0543278a
+# %% ../nbs/46_table3.ipynb #979fb9d1
 @patch
 def clips(self: TagLab, split: str) -> Mixtures | Clips:
     "The clips of a split: rendered, or from disk."
     return self.real(split) if self.folder else self.mixtures(split)
 
+# %% ../nbs/46_table3.ipynb #d38fbb96
 @patch
 def rows(self: TagLab, split: str) -> np.ndarray:
     "Which of those clips are of the split."
@@ -139,6 +145,7 @@ def rows(self: TagLab, split: str) -> np.ndarray:
     if not self.folder or split == 'test' or self.clips('validation').folder != self.clips('train').folder: return np.arange(len(clips))
     return np.flatnonzero(set_aside(clips.table['id']) == (split == 'validation'))
 
+# %% ../nbs/46_table3.ipynb #003bbf1e
 @patch
 def labels(self: TagLab) -> list[str]:
     "The vocabulary."
@@ -160,6 +167,7 @@ def places(self: TagLab, split: str) -> list[list[int]]:
     table = self.clips(split).table
     return [[place[l] for l in table['labels'].iloc[i]] for i in self.rows(split)]
 
+# %% ../nbs/46_table3.ipynb #1034843f
 @patch
 def truth(self: TagLab, split: str) -> np.ndarray: # (clips, labels) bool
     "Which labels hold of each clip of a split."
@@ -171,6 +179,7 @@ def still(self: TagLab) -> bool:
     "Whether the encoder stands still."
     return not self.plan.encoder
 
+# %% ../nbs/46_table3.ipynb #d58dadf3
 @patch
 def painted(self: TagLab) -> Path:
     "The folder of an autoencoder that has painted the training clips, 15 % hidden: the paper's pre-training."
@@ -188,10 +197,11 @@ def painted(self: TagLab) -> Path:
         return history.keep(folder)
     return stage('painted', config, make)
 
-# %% ../nbs/46_table3.ipynb #d58dadf3
+# %% ../nbs/46_table3.ipynb #d1d40aa6
 @lru_cache
 def _shipped() -> tuple: return (ear := load_ear()).encoder, ear.frontend, ear.fingerprint
 
+# %% ../nbs/46_table3.ipynb #db5901c9
 @patch
 def hearing(self: TagLab) -> tuple[MAEEncoder, FrontendConfig]:
     "What hears: the shipped ear, or the encoder that has painted; with random weights where the laboratory says so."
@@ -201,6 +211,7 @@ def hearing(self: TagLab) -> tuple[MAEEncoder, FrontendConfig]:
         encoder = MAEEncoder(encoder.config)
     return encoder, frontend
 
+# %% ../nbs/46_table3.ipynb #fd55c886
 @patch
 def origin(self: TagLab) -> str:
     "What the encoder comes from, for the name of a stage."
@@ -214,6 +225,7 @@ def sentences(self: TagLab) -> list[str]:
     tagged = [[labels[i].lower() for i in rng.permutation(p)] for p in self.places('train')]
     return [f'{prompt} {"; ".join(t)}' for prompt in TAG_PROMPTS.values() for t in [*tagged, [l.lower() for l in labels]]]
 
+# %% ../nbs/46_table3.ipynb #4d3afd25
 @patch
 def tokenizer(self: TagLab, size: str) -> PreTrainedTokenizerBase:
     "The tokenizer of a decoder: the one it comes with, or one that is trained here."
@@ -222,18 +234,20 @@ def tokenizer(self: TagLab, size: str) -> PreTrainedTokenizerBase:
     def make(folder): train_tokenizer(self.sentences(), self.plan.vocabulary).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(stage('tag-tokenizer', config, make))
 
+# %% ../nbs/46_table3.ipynb #438ddf7b
 @patch
 def tags(self: TagLab, size: str) -> TagVocabulary:
     "The labels as the tokenizer of a decoder writes them."
     return TagVocabulary(self.tokenizer(size), self.labels(), self.prompt)
 
-# %% ../nbs/46_table3.ipynb #4d3afd25
+# %% ../nbs/46_table3.ipynb #a16c981a
 @patch
 def decoder(self: TagLab, size: str, tags: TagVocabulary) -> GPT2LMHeadModel:
     "GPT-2 before it hears: from the Hub or a folder by name, or new."
     decoder = self.plan.decoders[size]
     return load_gpt2(decoder)[0] if isinstance(decoder, str) else GPT2LMHeadModel(gpt2_config(tags.tokenizer, **decoder))
 
+# %% ../nbs/46_table3.ipynb #8e8dcc85
 @patch
 def unheard(self: TagLab, size: str,
             tags: TagVocabulary,      # what it will say
@@ -248,7 +262,7 @@ def unheard(self: TagLab, size: str,
     first = self.features(model, 'train') if self.still else self.clips('train').features[self.rows('train')[:256]].astype(np.float32)
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
-# %% ../nbs/46_table3.ipynb #438ddf7b
+# %% ../nbs/46_table3.ipynb #e5c32b06
 @patch
 def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.ndarray: # (clips, features) float32
     "Pooled features of all clips of a split; kept, where the ear stands still."
@@ -259,6 +273,7 @@ def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.n
     folder = stage('features', dict(clips=clips.folder.name, ear=self.origin(), lags=self.plan.bridge.get('lags'), code=code_hash('captioner', 'mae')), make)
     return np.load(folder/'features.npy')[self.rows(split)]
 
+# %% ../nbs/46_table3.ipynb #86b3de68
 @patch
 def heard(self: TagLab, model: Captioner, split: str) -> Heard:
     "What is heard of a split while learning: features, with noise in training, or pictures for an encoder that learns along."
@@ -328,6 +343,7 @@ def scores(self: TagLab, size: str, split: str, prompt: str | None = None) -> di
         np.savez(folder/'scores.npz', strange=found.strange, **found.scores)
     return dict(np.load(stage('tag-scores', config, make)/'scores.npz'))
 
+# %% ../nbs/46_table3.ipynb #2b8396af
 @patch
 def direct_scores(self: TagLab, split: str) -> np.ndarray: # (clips, labels) log-odds
     "What the direct classifier says of every label of a split."
@@ -348,6 +364,7 @@ def taught(self: TagLab, size: str, pairs: TagPairs, steps: int, warm: bool) -> 
     train(model, pairs, settings, param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.), progress=False)
     return model
 
+# %% ../nbs/46_table3.ipynb #f61dca47
 @patch
 def classified(self: TagLab, size: str, pairs: TagPairs, steps: int) -> SigmoidTagger:
     "A direct classifier that has learned other labels."

@@ -1,8 +1,10 @@
 "Data sets from their published layouts: miniatures of every set with every trap we know of, real lists where they lie beside the checkout."
-import hashlib, json
+import hashlib, json, re
 from importlib.util import find_spec
 from pathlib import Path
+from unicodedata import normalize
 import numpy as np, pandas as pd, pytest
+from logocentric import datasets
 from logocentric.core import LogocentricError, shared_path
 from logocentric.datasets import (DATASETS, DataError, GTZAN_GENRES, Manifest, audio_index, audio_stem, dataset_table, identify, manifest_hash, read_dataset,
                                   read_rows, read_skip_list, read_table, write_skip_list, youtube_names)
@@ -146,20 +148,98 @@ def test_a_row_that_is_repeated_is_counted_and_kept_once(tmp_path, name, path, r
 
 @pytest.mark.parametrize('name, path, row, what', [
     ('esc50', 'meta/esc50.csv', '1-1-A-12.wav,3,12,crackling_fire,True,1,A\n', 'split'), ('fsd50k', 'FSD50K.ground_truth/eval.csv', '64760,Guitar,/m/b\n', 'labels'),
-    ('musiccaps', 'musiccaps-public.csv', '1e10aaaaaaa,0,10,/m/1,[],other,4,False,False\n', 'texts')])
+    ('musiccaps', 'musiccaps-public.csv', '1e10aaaaaaa,0,10,/m/1,[],other,4,False,False\n', 'texts'), ('audioset', 'class_labels_indices.csv', '2,/m/2,"Chant"\n', 'names'),
+    ('openmic2018', 'openmic-2018-aggregated-labels.csv', '000046_3840,flute,0.9,3\n', 'relevance of flute: 0.1 and 0.9')])
 def test_a_row_that_contradicts_another_is_refused(tmp_path, name, path, row, what):
     folder = mini(tmp_path, name)
     put(folder/path, MINI[name][path] + row)
     with pytest.raises(DataError, match=f'is listed twice with different .*{what}'): read_dataset(name, folder)
 
 
-@pytest.mark.parametrize('name, path, old, new', [
-    ('fma_small', 'fma_metadata/tracks.csv', 'Hip-Hop', 'Hiphop'), ('audioset', 'eval_segments.csv', '/m/1,/m/2', '/m/1,/m/3'),
-    ('fsd50k', 'FSD50K.ground_truth/dev.csv', 'Electric_guitar', 'Electric guitars'), ('openmic2018', 'openmic-2018-aggregated-labels.csv', 'mallet_percussion', 'mallets')])
-def test_labels_outside_the_vocabulary(tmp_path, name, path, old, new):
+# A clip of each miniature whose list holds a name. GTZAN's names and FMA's numbers are ours: no list can bring others.
+NAMED = dict(audioset='--aaaaaaaaa', esc50='1-1-A-12', fsd50k='64760', openmic2018='000046_3840', magnatagatune='a', mtg_jamendo='948', musiccaps='-0Gj8-vB1q4',
+             song_describer='1004034', clotho='Café, inside', audiocaps='-ab')
+HOW = dict(magnatagatune='f/{}.mp3', mtg_jamendo='48/{}.mp3', song_describer='34/{}.mp3')  # where the list has a path, and the id apart from it
+
+def renamed(tmp_path, name, listed, stored):
+    "A miniature whose list calls one clip by another name, and whose disk does."
+    old, how = NAMED[name], HOW.get(name, '{}')
+    for path, text in MINI[name].items():
+        place, _, file = path.rpartition('/')
+        if path.endswith(('.csv', '.tsv')): text = text.replace(how.format(old), how.format(listed))
+        elif old in (plain := normalize('NFC', file)): path = '/'.join([f'audio/{stored[:3]}' if name == 'openmic2018' else place, plain.replace(old, stored)])
+        put(tmp_path/name/path, text or 'sound')
+    return read_dataset(name, tmp_path/name)
+
+def the_clip(manifest, name, called):
+    "The one clip that is called so; its sound is there, and skip lists and saved manifests keep its name."
+    hits = [r for r in manifest.table.to_dict('records') if not r['missing'] and called in (audio_stem(r['path']) if name in HOW else r['id'])]
+    assert len(hits) == 1, manifest.table[['id', 'path', 'missing']].to_dict('records')
+    return hits[0]
+
+def test_sets_without_names_of_their_own(): assert set(MINI) - set(NAMED) == {'gtzan', 'fma_small'}
+
+@pytest.mark.parametrize('name', NAMED)
+@pytest.mark.parametrize('forms', [('NFC', 'NFD'), ('NFD', 'NFC'), ('NFD', 'NFD'), ('NFC', 'NFC')], ids='-'.join)
+def test_names_that_are_not_ascii(tmp_path, name, forms):
+    called = f'{NAMED[name]}é ü'
+    listed, stored = (normalize(form, called) for form in forms)
+    manifest = renamed(tmp_path, name, listed, stored)
+    clip = the_clip(manifest, name, called)
+    assert (tmp_path/name/clip['path']).is_file() and clip['id'] == normalize('NFC', clip['id'])
+    assert manifest.hash == renamed(tmp_path/'b', name, called, called).hash
+    for suffix in ('csv', 'json'):
+        left = manifest.skip(write_skip_list(tmp_path/f'skip.{suffix}', {normalize(forms[0], clip['id']): 'x'}))
+        assert left.skipped.id.tolist() == [clip['id']] and Manifest.load(left.save(tmp_path/'m.csv')).hash == left.hash
+    assert not manifest.at(tmp_path/name).table.missing[list(manifest.table.id).index(clip['id'])]
+
+@pytest.mark.parametrize('name, path, word', [('openmic2018', 'partitions/split01_train.csv', '000046_3840'), ('fsd50k', 'FSD50K.ground_truth/vocabulary.csv', 'Electric_guitar'),
+                                              ('mtg_jamendo', 'data/autotagging_moodtheme.tsv', 'track_2')])
+def test_two_lists_of_a_set_in_two_forms(tmp_path, name, path, word):
+    for p, text in MINI[name].items(): put(tmp_path/name/p, normalize('NFD' if p == path else 'NFC', text.replace(word, f'{word}é')) or 'sound')
+    manifest, before = read_dataset(name, tmp_path/name), read_dataset(name, mini(tmp_path/'plain', name))
+    assert manifest.summary()['splits'] == before.summary()['splits'] and {k: n for k, n in manifest.notes.items() if 'in no list' not in k} == before.notes
+
+@pytest.mark.parametrize('name', NAMED)
+def test_names_that_begin_with_a_dash(tmp_path, name):
+    called = f'-{NAMED[name]}'
+    clip = the_clip(manifest := renamed(tmp_path, name, called, called), name, called)
+    assert (tmp_path/name/clip['path']).is_file() and clip['labels'] == read_dataset(name, mini(tmp_path/'plain', name)).table.labels[list(manifest.table.id).index(clip['id'])]
+    for suffix in ('csv', 'json'):
+        left = manifest.skip(write_skip_list(tmp_path/f'skip.{suffix}', {clip['id']: '-x'}))
+        assert left.skipped.id.tolist() == [clip['id']] and Manifest.load(left.save(tmp_path/'m.csv')).hash == left.hash
+
+def test_clip_numbers_that_begin_with_a_dash(tmp_path):
+    "Where a list has an id apart from the path."
+    for name, path, old in (('magnatagatune', 'annotations_final.csv', '"2"'), ('mtg_jamendo', 'data/splits/split-0/autotagging_moodtheme-train.tsv', 'track_1'), ('song_describer', 'song_describer.csv', ',1004034,')):
+        before = read_dataset(name, folder := mini(tmp_path, name))
+        put(folder/path, MINI[name][path].replace(old, old.replace('"', '"-', 1) if '"' in old else old.replace(',', ',-', 1) if ',' in old else f'-{old}'))
+        manifest = read_dataset(name, folder)
+        changed = [i for i in manifest.table.id if i not in set(before.table.id)]
+        assert changed == [f"-{old.strip(',').strip(chr(34))}"] and not row(manifest, changed[0]).missing
+
+
+# The other sets have no vocabulary beside their rows, so that no label of theirs can be outside of it.
+OUTSIDE = [('gtzan', 'lists/train_filtered.txt', 'blues/blues', 'blue/blue', 'gtzan: labels outside the vocabulary of 10: blue, in 1 places. Expected e.g. blues, classical, country'),
+           ('fma_small', 'fma_metadata/tracks.csv', 'Hip-Hop', 'Hiphop', 'fma_small: labels outside the vocabulary of 8: Hiphop, in 1 places. Expected e.g. Electronic, Experimental, Folk'),
+           ('audioset', 'eval_segments.csv', '/m/1,/m/2', '/m/1,/m/3', 'audioset: labels outside the vocabulary of 2: /m/3, in 1 places. Expected e.g. Speech, Male speech, man speaking'),
+           ('fsd50k', 'FSD50K.ground_truth/dev.csv', 'Electric_guitar', 'Electric guitars', 'fsd50k: labels outside the vocabulary of 4: Electric guitars, in 1 places. Expected e.g. Electric guitar, Guitar'),
+           ('openmic2018', 'openmic-2018-aggregated-labels.csv', 'mallet_percussion', 'mallets', 'openmic2018: labels outside the vocabulary of 3: mallets, in 1 places. Expected e.g. drums, flute')]
+
+@pytest.mark.parametrize('name, path, old, new, message', OUTSIDE)
+def test_labels_outside_the_vocabulary(tmp_path, name, path, old, new, message):
     folder = mini(tmp_path, name)
-    put(folder/path, MINI[name][path].replace(old, new))
-    with pytest.raises(DataError, match='labels outside the vocabulary of .*: .*Expected e.g.'): read_dataset(name, folder)
+    lists = {f'lists/{part}_filtered.txt': f'{g}/{g}.00000.wav\n' for part, g in dict(train='blues', valid='rock', test='pop').items()} if name == 'gtzan' else {}
+    for p, text in {**lists, path: {**MINI[name], **lists}[path].replace(old, new)}.items(): put(folder/p, text)
+    with pytest.raises(DataError, match=re.escape(message)): read_dataset(name, folder, **(dict(filtered=folder/'lists') if lists else {}))
+
+@pytest.mark.parametrize('name', sorted(set(MINI) - {o[0] for o in OUTSIDE}))
+def test_sets_whose_rows_are_the_vocabulary(tmp_path, name):
+    manifest = read_dataset(name, mini(tmp_path, name))
+    assert manifest.vocabulary is None or {w for words in manifest.table.labels for w in words} <= set(manifest.vocabulary)
+    manifest.vocabulary = ['yodelling']
+    if manifest.table.labels.str.len().any():
+        with pytest.raises(DataError, match=f'{name}: labels outside the vocabulary of 1: .*Expected e.g. yodelling'): manifest.targets()
 
 
 @pytest.mark.parametrize('name, path', LISTS)
@@ -187,14 +267,12 @@ def test_a_list_that_is_empty(tmp_path, name, path, lines):
 
 @pytest.mark.parametrize('name, path', LISTS)
 def test_the_last_row_twice(tmp_path, name, path):
-    "A repeated row gives no second clip and no second text; it is refused or counted, but where it says nothing of a clip of ours or repeats an answer."
-    silent = ('fma_metadata/tracks.csv', 'class_labels_indices.csv', 'openmic-2018-aggregated-labels.csv', 'data/autotagging_moodtheme.tsv')
+    "A repeated row gives no second clip and no second text, and is counted."
     folder, text = mini(tmp_path, name), MINI[name][path]
     before = read_dataset(name, folder)
     put(folder/path, text.rstrip('\n') + '\n' + text.rstrip('\n').rsplit('\n', 1)[1] + '\n')
-    try: after = read_dataset(name, folder)
-    except DataError as e: assert 'twice' in str(e)
-    else: assert after.hash == before.hash and (after.notes != before.notes or path in silent)
+    after = read_dataset(name, folder)
+    assert after.hash == before.hash and {k: n for k, n in after.notes.items() if 'by the head' not in k} == before.notes | {'rows listed twice': 1}
 
 
 def test_splits_that_leak(tmp_path):
@@ -256,6 +334,8 @@ def test_fma_small_is_not_medium(tmp_path):
     manifest = read_dataset('fma_small', mini(tmp_path, 'fma_small'))
     assert manifest.table.id.tolist() == ['000002', '000005', '000007'] and row(manifest, '000007').path == 'fma_small/000/000007'
     assert (manifest.published, manifest.take('test').published) == (8000, 800)
+    put(tmp_path/'fma_small/fma_metadata/tracks.csv', FMA + '2,training,large,Rock,x\n')
+    with pytest.raises(DataError, match='tracks.csv: listed twice, in the subset small and in another: 2. Correct'): read_dataset('fma_small', tmp_path)
     put(tmp_path/'fma_small/fma_metadata/tracks.csv', FMA.replace(',small,', ',medium,'))
     with pytest.raises(DataError, match='no track of the subset small; it has large, medium'): read_dataset('fma_small', tmp_path)
     put(tmp_path/'fma_small/fma_metadata/tracks.csv', FMA + '12,training,small,Rock,"never closed')
@@ -546,8 +626,113 @@ def test_audio_folders_that_are_wrong(tmp_path):
     with pytest.raises(DataError, match='lie at different depths'): read_table(tmp_path/'deep')
     for f in ('metadata.csv', 'metadata.jsonl'): put(tmp_path/'two'/f)
     with pytest.raises(DataError, match='several tables in one folder: metadata.csv, metadata.jsonl'): read_table(tmp_path/'two')
+    with pytest.raises(DataError, match='is an audio folder, whose paths start from its tables: leave folder= out'): read_table(tmp_path/'two', folder=tmp_path)
+
+
+# --- folders of `save_to_disk`, written here as the library writes them
+
+AUDIO, CLASS = dict(_type='Audio'), dict(_type='ClassLabel', names=['dog', 'cat', 'none of these'])
+WAV, FLAC = b'RIFF\x24\0\0\0WAVEfmt ', b'fLaC\0\0\0\x22'
+inside = lambda raw, path=None: dict(bytes=raw, path=path)
+
+def saved(folder, features, *shards, fingerprint='0123456789abcdef'):
+    "Arrow files of some columns each, with the two JSON files beside them."
+    pa = pytest.importorskip('pyarrow', reason='pyarrow is not installed')
+    kinds = dict(Audio=pa.struct(dict(bytes=pa.binary(), path=pa.string())), ClassLabel=pa.int64(), Value=pa.string(), Sequence=pa.list_(pa.int64()))
+    folder.mkdir(parents=True)
+    names = [f'data-{n:05}-of-{len(shards):05}.arrow' for n in range(len(shards))]
+    for name, columns in zip(names, shards):
+        table = pa.table({c: pa.array(v, type=kinds[features[c]['_type']]) for c, v in columns.items()})
+        with pa.OSFile(str(folder/name), 'wb') as f, pa.ipc.new_stream(f, table.schema) as out: out.write_table(table, max_chunksize=2)
+    put(folder/'dataset_info.json', json.dumps(dict(citation='', description='', features=features, homepage='', license='')))
+    put(folder/'state.json', json.dumps(dict(_data_files=[dict(filename=n) for n in names], _fingerprint=fingerprint, _format_columns=None, _split=None)))
+    return folder
+
+FEATURES = dict(audio=AUDIO, label=CLASS, tags=dict(_type='Sequence', feature=dict(_type='ClassLabel', names=['x', 'y'])), text=dict(_type='Value', dtype='string'))
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path/'home'))
+    return tmp_path/'home'
+
+@pytest.fixture
+def arrow(tmp_path, home):
+    "Two splits; in one two files of three rows, one without a name and one of no class."
+    first = dict(audio=[inside(WAV + b'1', 'é.wav'), inside(FLAC)], label=[1, 0], tags=[[1, 0], []], text=['a cat', None])
+    saved(tmp_path/'set'/'train', FEATURES, first, dict(audio=[inside(WAV + b'3', '-3.wav')], label=[-1], tags=[None], text=['']))
+    saved(tmp_path/'set'/'test', FEATURES, dict(audio=[inside(WAV + b'1', 'é.wav')], label=[None], tags=[[1]], text=['x']), fingerprint='f')
+    put(tmp_path/'set'/'dataset_dict.json', '{"splits": ["train", "test"]}')
+    return tmp_path/'set'
+
+def test_saved_folder(arrow, home):
+    before = {p: p.stat().st_mtime_ns for p in [arrow, *arrow.rglob('*')]}
+    manifest = read_table(arrow).require(4)
+    nameless = hashlib.sha256(FLAC).hexdigest()[:16]
+    assert manifest.table.id.tolist() == ['train/é', f'train/{nameless}', 'train/-3', 'test/é'] and manifest.table['split'].tolist() == ['train']*3 + ['test']
+    assert manifest.table.labels.tolist() == [['cat'], ['dog'], [], []] and manifest.vocabulary == ['dog', 'cat', 'none of these'] and manifest.table.texts.tolist() == [['a cat'], [], [], ['x']]
+    assert [p.read_bytes() for p in manifest.paths] == [WAV + b'1', FLAC, WAV + b'3', WAV + b'1'] and [p.suffix for p in manifest.paths] == ['.wav', '.flac', '.wav', '.wav']
+    assert home/'data'/'cache'/'arrow' in manifest.root.parents and {p: p.stat().st_mtime_ns for p in [arrow, *arrow.rglob('*')]} == before
+    tags = read_table(arrow, labels='tags')
+    assert tags.table.labels.tolist() == [['y', 'x'], [], [], ['y']] and tags.vocabulary == ['x', 'y'] and tags.paths == manifest.paths
+    again = Manifest.load(manifest.save(arrow.parent/'saved.csv'))
+    assert again.hash == manifest.hash == read_table(arrow.rename(arrow.with_name('moved'))).hash and not again.table.missing.any()
+
+def test_saved_sounds_are_written_once(arrow):
+    paths = read_table(arrow).paths
+    times = [p.stat().st_mtime_ns for p in paths]
+    paths[1].unlink()
+    assert [p.stat().st_mtime_ns for p in read_table(arrow).paths][2:] == times[2:] and paths[1].is_file()
+    assert {p.name for p in paths[0].parent.iterdir()} == {p.name for p in paths[:3]}
+
+def test_saved_names_that_sounds_share(tmp_path, home):
+    folder = saved(tmp_path/'set', dict(audio=AUDIO, text=FEATURES['text']),
+                   dict(audio=[inside(WAV + b'1', 'dog/1.wav'), inside(WAV + b'2', 'cat/1.wav'), inside(WAV + b'3', '3.wav'), inside(WAV + b'3', '3.wav')], text=list('abcd')))
+    table = read_table(folder).require(3).table
+    assert [i[:2] for i in table.id] == ['1-', '1-', '3'] and table.id.is_unique and table.texts.tolist() == [['a'], ['b'], ['c', 'd']]
+
+@pytest.mark.parametrize('kind', ['Audio', 'Value'])
+def test_saved_folder_with_paths(tmp_path, home, kind):
+    for place in ('set', 'other'): put(tmp_path/place/'wav'/'a é.wav')
+    wrap = inside if kind == 'Audio' else lambda _, path: path
+    folder = saved(tmp_path/'set'/'arrow', dict(sound=dict(_type=kind)), dict(sound=[wrap(None, '../wav/a é.wav'), wrap(None, str(tmp_path/'other/wav/a é.wav'))]))
+    manifest = read_table(folder, audio='sound').require(2)
+    assert manifest.paths == [tmp_path/'set/wav/a é.wav', tmp_path/'other/wav/a é.wav'] and manifest.root == folder and not home.exists()
+    (tmp_path/'other'/'x').mkdir()
+    put(tmp_path/'other'/'b.wav')
+    folder = saved(tmp_path/'plain', dict(sound=dict(_type=kind)), dict(sound=[wrap(None, '../b.wav')]))
+    assert read_table(folder, audio='sound', folder=tmp_path/'other'/'x').require(1).paths == [tmp_path/'other'/'b.wav']
+
+def test_saved_splits_are_the_dictionary_unless_a_column_is_named(tmp_path, home):
+    folder = saved(tmp_path/'set'/'train', dict(audio=AUDIO, fold=FEATURES['text']), dict(audio=[inside(WAV, 'a.wav'), inside(FLAC, 'b.flac')], fold=['1', '2']))
+    put(folder.parent/'dataset_dict.json', '{"splits": ["train"]}')
+    assert read_table(folder.parent).table['split'].tolist() == ['train']*2 and read_table(folder.parent, split='fold').table['split'].tolist() == read_table(folder).table['split'].tolist() == ['1', '2']
+
+def _cut(path, n): path.write_bytes(path.read_bytes()[:n])
+
+@pytest.mark.parametrize('spoil, options, message', [
+    (lambda f: None, dict(folder='.'), 'has its sounds inside: no path starts from .*, leave folder= out'),
+    (lambda f: None, dict(audio='sound'), 'has no column sound: expected sound, found audio, label, tags, text'),
+    (lambda f: None, dict(vocabulary=['dog']), 'outside the vocabulary of 1: cat'),
+    (lambda f: _cut(f/'train/data-00000-of-00002.arrow', -9), {}, 'data-00000-of-00002.arrow in train was cut short'),
+    (lambda f: (f/'train/data-00001-of-00002.arrow').unlink(), {}, 'data-00001-of-00002.arrow of 2 Arrow files are not in train: there is data-00000'),
+    (lambda f: (f/'train/data-00000-of-00002.arrow').write_bytes(b'x'*50 + bytes(4)), {}, 'train/data-00000-of-00002.arrow is damaged'),
+    (lambda f: (f/'test/state.json').unlink(), {}, 'state.json is not in test: there is data-00000-of-00001.arrow, dataset_info.json. Was the folder copied whole'),
+    (lambda f: put(f/'train/dataset_info.json', '{'), {}, 'train/dataset_info.json is no JSON'),
+    (lambda f: put(f/'dataset_dict.json', '{}'), {}, 'names no split'),
+    (lambda f: put(f/'train/dataset_info.json', json.dumps(dict(features=dict(FEATURES, label=dict(CLASS, names=['dog']))))), {}, 'class 1 of 1: dataset_info.json names dog'),
+    (lambda f: put(f/'train/dataset_info.json', json.dumps(dict(features=dict(FEATURES, text=AUDIO)))), {}, "several columns of sounds: audio, text. Name one: audio='…'")])
+def test_saved_folders_that_are_wrong(arrow, spoil, options, message):
+    spoil(arrow)
+    with pytest.raises(DataError, match=message): read_table(arrow, **options)
+
+@pytest.mark.parametrize('sound, message', [(inside(b'<html>not found', None), "a sound without a name begins with b'<html>no', as no sound file does"), (None, 'row 1 of 1 names no sound file')])
+def test_saved_sounds_that_are_none(tmp_path, home, sound, message):
+    with pytest.raises(DataError, match=message): read_table(saved(tmp_path/'set', dict(audio=AUDIO), dict(audio=[sound])))
+
+def test_saved_folder_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, 'find_spec', lambda name: None)
     put(tmp_path/'arrow/dataset_dict.json', '{"splits": ["train"]}')
-    with pytest.raises(DataError, match='written by `datasets.save_to_disk`'): read_table(tmp_path/'arrow')
+    with pytest.raises(DataError, match='written by `datasets.save_to_disk`, as Arrow files, which need pyarrow, and that is not installed: `pip install pyarrow`'): read_table(tmp_path/'arrow')
 
 
 def test_lines_that_are_no_lines(tmp_path):

@@ -2,7 +2,9 @@
 import json, os, signal
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf
+from typer.testing import CliRunner
 from logocentric import doctor
+from logocentric.cli import app
 from logocentric.core import shared_path
 from logocentric.datasets import AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table, write_skip_list
 from logocentric.doctor import KINDS, KNOWN, clipped_samples, decibels, diagnose, examine, examine_all, folder_manifest, usual
@@ -259,6 +261,18 @@ def test_the_report_is_json_and_no_file_is_touched(tmp_path):
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()} == before
 
 
+def test_the_command_on_a_set_of_another_size(tmp_path):
+    "The last line counts listed and skipped clips against the publisher's; a set that is listed whole has no such line."
+    put(tmp_path/'esc/audio/1-1-A-0.wav'), put(tmp_path/'esc/audio/1-2-A-0.wav', wave(seed=1))
+    (tmp_path/'esc/meta').mkdir()
+    (tmp_path/'esc/meta/esc50.csv').write_text('filename,fold,target,category,esc10\n1-1-A-0.wav,1,0,dog,True\n1-2-A-0.wav,1,0,dog,True\n')
+    write_skip_list(tmp_path/'skip.csv', {'1-2-A-0': 'x'})
+    said = [CliRunner().invoke(app, ['doctor', str(tmp_path/'esc'), '--processes', '0', *o]).output for o in ((), ('--skip', str(tmp_path/'skip.csv')))]
+    assert all(s.rstrip().endswith('next: 2 of the 2,000 clips that the publisher counts are listed; complete the set, or go on with these: manifest.require(2)') for s in said)
+    whole = CliRunner().invoke(app, ['doctor', str(gtzan(tmp_path/'gtzan')), '--processes', '0'])
+    assert whole.exit_code == 1 and 'the publisher counts' not in whole.output and 'writes down the 996 clips to leave out' in whole.output
+
+
 def test_refusals(tmp_path):
     with pytest.raises(DataError, match='no sound files'): diagnose(tmp_path)
     with pytest.raises(DataError, match='no folder'): diagnose(tmp_path/'no')
@@ -276,6 +290,15 @@ real = lambda *parts: pytest.mark.skipif(not (shared_path() and shared_path().jo
 def test_esc10_is_healthy():
     found = diagnose(shared_path()/'data'/'esc10', processes=0)
     assert len(found.examined) == 240 and not len(found.findings)
+
+
+@real('esc10')
+def test_the_command_says_how_many_clips_the_publisher_counts():
+    "Healthy files and half a set: `require` refuses, and so the command does not say that there is nothing to do."
+    said = CliRunner().invoke(app, ['doctor', str(shared_path()/'data'/'esc10'), '--processes', '0'])
+    assert said.exit_code == 0 and said.output.rstrip().endswith('next: 240 of the 2,000 clips that the publisher counts are listed; complete the set, or go on with these: manifest.require(240)')
+    manifest = read_dataset('esc50', shared_path()/'data'/'esc10')
+    assert manifest.require(240) is manifest
 
 
 @real('recordings', 'incompetech')
