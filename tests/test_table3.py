@@ -1,14 +1,17 @@
 "Table 3 at scale smoke: rendered mixtures, AudioSet as it is published in small, and folds of recordings."
 from dataclasses import replace
-import numpy as np, pytest, soundfile as sf
+import numpy as np, pytest, soundfile as sf, torch
 import logocentric.table3 as module
+from logocentric.captioner import Captioner
 from logocentric.clips import build_clips
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.datasets import DataError, read_dataset, write_skip_list
 from logocentric.experiments import Lab, run_experiment
 from logocentric.mixtures import VOCABULARY
+from logocentric.probe import load_encoder
 from logocentric.table3 import PLANS, SPLITS, TagLab, set_aside
 from logocentric.tagging import TAG_RULES
+from logocentric.training import TrainConfig
 
 pytestmark = [pytest.mark.usefixtures('one_thread', 'home'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')]
 NAMES = ['Speech', 'Male speech, man speaking', 'Dog', 'Chirp, tweet', 'Bell (church), bell tower']
@@ -251,6 +254,17 @@ def test_each_fold_is_scored_by_models_of_the_others(lab, mixtures, folds, kind,
     for fold, (learned, steps) in zip(('1', '2'), seen): assert steps == 4 and np.array_equal(learned, features[folds.table['split'] != fold])
     assert np.array_equal(lab.by_folds(folds, 'small', kind, 4), scores) and len(seen) == 2, 'kept'
     if kind != 'sigmoids': assert (scores >= 0).all() and scores.sum(1).max() <= 1 + 1e-5
+
+
+# --- an encoder that learns along, as in the plan `paper`
+
+def test_an_encoder_paints_and_learns_along(home):
+    few = TrainConfig(steps=2, batch_size=4)
+    lab = TagLab.at('smoke')
+    lab = replace(lab, plan=replace(lab.plan, clips=(12, 6, 6), encoder='tiny', paint=few, train=few))
+    assert not lab.still and lab.scores('small', 'test')['inclusion'].shape == lab.direct_scores('test').shape == (6, len(lab.labels()))
+    before, after = load_encoder(lab.painted())[0], Captioner.from_pretrained(lab.tagger('small')).encoder
+    assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters())), 'it has learned'
 
 
 # --- the notebook
