@@ -231,7 +231,7 @@ def plot_reliability(ax,                   # matplotlib axes to draw on
 class Tagging:
     "Mean average precision, and what it is the mean of."
     score: Score        # mAP with a bootstrap interval over clips
-    table: pd.DataFrame # a row a label: positives, chance, average_precision (nan without positives)
+    table: pd.DataFrame # a row a label: positives, chance, average_precision and its interval, low to high (nan without positives)
 
     @property
     def left_out(self) -> list[str]:
@@ -248,14 +248,25 @@ def _of_each(metric, y, scores, has): # a column each, nan where it cannot be as
     found[has] = [metric(t, s) for t, s in zip(y.T[has], scores.T[has])]
     return found
 
+def _precisions(y, scores): # of each label, and last their mean
+    each = _of_each(average_precision_score, y, scores, y.any(0))
+    return np.append(each, np.nanmean(each) if y.any() else 0.)
+
 def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
                            scores: np.ndarray # (clips, labels), higher is likelier
                           ) -> float:
     "mAP over the labels that have clips; 0 where none has."
-    y = np.asarray(y).astype(bool)
-    return float(np.nanmean(_of_each(average_precision_score, y, np.asarray(scores), y.any(0)))) if y.any() else 0.
+    return float(_precisions(np.asarray(y).astype(bool), np.asarray(scores))[-1])
 
 # %% ../nbs/01_metrics.ipynb #3c8df923
+def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean
+    found = stats.bootstrap((np.arange(len(y)),), lambda rows: _precisions(y[rows], scores[rows]), vectorized=False, n_resamples=n, method='percentile',
+                            rng=np.random.default_rng(seed))
+    ends, has = np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
+    ends[:, has] = np.nanquantile(found.bootstrap_distribution[has], (.025, .975), axis=1)
+    return ends
+
+# %% ../nbs/01_metrics.ipynb #d5c594ce
 def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
             scores: np.ndarray,    # (clips, labels), higher is likelier
             labels: Sequence[str], # names of the columns
@@ -267,9 +278,9 @@ def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
     if not y.shape == scores.shape == (len(y), len(labels)):
         raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
     if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
-    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=_of_each(average_precision_score, y, scores, y.any(0)))
-    table = pd.DataFrame(columns, index=pd.Index(labels, name='label'))
-    return Tagging(bootstrap_score(mean_average_precision, y, scores, n=n, seed=seed), table)
+    (*each, mean), (low, high) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
+    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=each, low=low[:-1], high=high[:-1])
+    return Tagging(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')))
 
 # %% ../nbs/01_metrics.ipynb #ca9ed2fe
 def mean_auc(y: np.ndarray,     # (clips, labels) of 0 and 1

@@ -230,6 +230,20 @@ def test_tagging_by_hand_and_against_sklearn():
     assert repr(found).endswith('over 5 of 5 labels')
 
 
+def test_labels_have_intervals_from_the_same_resamples_as_their_mean():
+    rng = np.random.default_rng(2)
+    y = rng.random((120, 4)) < [.5, .2, .02, 0]
+    y[0, 2] = True
+    scores = rng.random((120, 4)) + .4*y
+    found = tagging(y, scores, list('abcd'), n=80, seed=3)
+    mean = bootstrap_interval(np.arange(120), lambda rows: mean_average_precision(y[rows], scores[rows]), n=80, seed=3)
+    alone = bootstrap_interval(np.arange(120), lambda rows: average_precision_score(y[rows, 0], scores[rows, 0]), n=80, seed=3)
+    assert (found.score.low, found.score.high) == pytest.approx(mean) and tuple(found.table.loc['a', ['low', 'high']]) == pytest.approx(alone)
+    assert found.table.loc[['a', 'b'], 'high'].gt(found.table.loc[['a', 'b'], 'low']).all()
+    assert np.isfinite(found.table.loc['c', ['low', 'high']].astype(float)).all(), 'resamples without a clip of it are left out'
+    assert found.table.loc['d', ['average_precision', 'low', 'high']].isna().all()
+
+
 def test_auc_and_d_prime_by_hand_and_against_sklearn():
     y, scores = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 1, 1]]), np.array([[.9, .8, 1], [.8, .7, 1], [.7, .1, 1], [.1, .2, 1]])
     assert mean_auc(y, scores) == pytest.approx((3/4 + 1/3)/2), 'a label that all clips have has no pairs'
