@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'gpt2_config', 'plain_attention',
-           'tokenise', 'Pairs', 'Texts', 'warm_up', 'hear_clips', 'cache_columns', 'caption', 'draw_captions',
-           'HeardWindow', 'Description', 'describe']
+           'tokenise', 'Pairs', 'Texts', 'warm_up', 'sound_mask', 'hear_clips', 'cache_columns', 'caption',
+           'draw_captions', 'HeardWindow', 'Description', 'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
 import numpy as np, torch, torch.nn.functional as F
@@ -415,22 +415,32 @@ def param_groups(self: Captioner,
 
 # %% ../nbs/30_captioner.ipynb #30a00004
 @torch.inference_mode()
-def _batchwise(listen, device, logmels, batch_size, desc):
+def _batchwise(listen, device, logmels, batch_size, desc, frames=None):
     "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
     half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
     starts = range(0, len(logmels), batch_size)
     for s in progress(starts, desc=desc, unit='batch') if desc else starts:
         batch = torch.from_numpy(np.stack(logmels[s:s + batch_size]).astype(np.float32)).to(device)
-        with half: yield listen(batch)
+        mask = None if frames is None else sound_mask(frames[s:s + batch_size], batch.shape[1])
+        with half: yield listen(batch, None if mask is None else mask.to(device))
 
 # %% ../nbs/30_captioner.ipynb #cedb77ba
+def sound_mask(frames,       # how many frames of each clip are sound
+               longest: int  # frames of a picture
+              ) -> torch.Tensor | None: # (b, longest) bool, True where there is sound; `None` where all of it is
+    "Which frames are sound and not padding."
+    mask = torch.arange(longest) < torch.as_tensor(np.asarray(frames))[:, None]
+    return None if mask.all() else mask
+
+# %% ../nbs/30_captioner.ipynb #679a1528
 def hear_clips(model: Captioner,
                logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
                batch_size: int = 64,
-               desc: str = ''        # name on the progress bar; none without one
+               desc: str = '',       # name on the progress bar; none without one
+               frames=None           # (n,) how many frames of each are sound; all of them by default
               ) -> Iterable[torch.Tensor]: # (b, features) of each batch
     "Pooled features of clips, batch by batch."
-    return _batchwise(model.eval().hear, model.device, logmels, batch_size, desc)
+    return _batchwise(model.eval().hear, model.device, logmels, batch_size, desc, frames)
 
 # %% ../nbs/30_captioner.ipynb #30a00035
 def _write_columns(batches, n, path):
@@ -451,7 +461,7 @@ def cache_columns(model: Captioner,
                  ) -> np.ndarray:       # (n, columns, rows*dim) float16, memory-mapped
     "What the ear makes of clips, kept in a file."
     if not Path(file).exists():
-        heard = lambda x: model.eval().columns(change(x))
+        heard = lambda x, mask: model.eval().columns(change(x), mask)
         with atomic_write(Path(file)) as path: _write_columns(_batchwise(heard, model.device, logmels, batch_size, desc), len(logmels), path)
     return np.load(file, mmap_mode='r')
 

@@ -260,10 +260,10 @@ def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
 
 # %% ../nbs/01_metrics.ipynb #3c8df923
 def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean
-    found = stats.bootstrap((np.arange(len(y)),), lambda rows: _precisions(y[rows], scores[rows]), vectorized=False, n_resamples=n, method='percentile',
-                            rng=np.random.default_rng(seed))
-    ends, has = np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
-    ends[:, has] = np.nanquantile(found.bootstrap_distribution[has], (.025, .975), axis=1)
+    stat = lambda rows: np.nan_to_num(_precisions(y[rows], scores[rows]), nan=-1)     # SciPy has no place for what cannot be asked
+    found = stats.bootstrap((np.arange(len(y)),), stat, vectorized=False, n_resamples=n, method='percentile', rng=np.random.default_rng(seed))
+    drawn, ends, has = found.bootstrap_distribution, np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
+    ends[:, has] = np.nanquantile(np.where(drawn < 0, np.nan, drawn)[has], (.025, .975), axis=1)
     return ends
 
 # %% ../nbs/01_metrics.ipynb #d5c594ce

@@ -24,7 +24,7 @@ from .mae import MAEConfig, MAEEncoder, MAEModel
 from .mixtures import VOCABULARY, Mixtures, build_mixtures
 from .probe import load_encoder
 from .tagging import TAG_PROMPTS, Heard, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs, named, next_tag, score_tags
-from .training import History, TrainConfig, train
+from .training import TrainConfig, train
 
 # %% ../nbs/46_table3.ipynb #14360f76
 @dataclass(frozen=True)
@@ -92,13 +92,17 @@ def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
     return np.array([int(hashlib.sha256(i.encode()).hexdigest(), 16) % 20 == 0 for i in ids], bool)
 
 # %% ../nbs/46_table3.ipynb #43b53984
+@lru_cache(maxsize=4)
+def _manifest(data: str, folder: str, skip: str) -> Manifest: # lists of millions of rows are read once
+    manifest = read_dataset(data, folder, skip=skip or None).require()
+    if manifest.vocabulary is None: raise LogocentricError(f'{data} has no labels to predict: choose a set of tags, such as audioset or fsd50k')
+    if 'observed' in manifest.table: raise LogocentricError(f'{data} asked about some labels of a clip only, and what nobody asked is not false: this table needs complete labels')
+    return manifest
+
 @patch
 def manifest(self: TagLab) -> Manifest:
     "The set on disk, complete but for what a skip list names."
-    manifest = read_dataset(self.data, self.folder, skip=self.skip or None).require()
-    if manifest.vocabulary is None: raise LogocentricError(f'{self.data} has no labels to predict: choose a set of tags, such as audioset or fsd50k')
-    if 'observed' in manifest.table: raise LogocentricError(f'{self.data} asked about some labels of a clip only, and what nobody asked is not false: this table needs complete labels')
-    return manifest
+    return _manifest(self.data, self.folder, self.skip)
 
 # %% ../nbs/46_table3.ipynb #7b951c4d
 @patch
@@ -120,16 +124,19 @@ def mixtures(self: TagLab, split: str) -> Mixtures:
     return Mixtures(stage('mixtures', dict(config, code=code_hash('mixtures', 'sounds', 'corpus', 'frontend')), make))
 
 # %% ../nbs/46_table3.ipynb #31e541b9
+@lru_cache(maxsize=8)
+def _clips(place: Path, data: str, folder: str, skip: str, names: tuple[str, ...]) -> Clips:
+    part = _manifest(data, folder, skip).take(*names)
+    if (done := place/'clips.json').exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list than last time
+    return build_clips(place, part, desc=f'{data}, {", ".join(names)}')
+
 @patch
 def real(self: TagLab, split: str) -> Clips:
     "Clips of a set on disk; those set aside for validation among the ones to train on."
     manifest = self.manifest()
     names = self.role(manifest, split) or self.role(manifest, 'train')
-    part = manifest.take(*names)
-    place = cache_path('clips', config_hash(dict(root=str(manifest.root), set=self.data, splits=names, code=code_hash('clips', 'frontend'))))
-    done = place/'clips.json'
-    if done.exists() and read_json(done)['manifest']['hash'] != part.hash: place = place.with_name(f'{place.name}-{part.hash}') # another list of clips than last time
-    return build_clips(place, part, desc=f'{self.data}, {", ".join(names)}')
+    key = config_hash(dict(root=str(manifest.root), set=self.data, splits=names, code=code_hash('clips', 'frontend')))
+    return _clips(cache_path('clips', key), self.data, self.folder, self.skip, tuple(names))
 
 # %% ../nbs/46_table3.ipynb #979fb9d1
 @patch
@@ -259,28 +266,31 @@ def unheard(self: TagLab, size: str,
     model = Captioner.from_parts(encoder, self.decoder(size, tags), tags.tokenizer, frontend, **self.plan.bridge).to(best_device())
     model.encoder.requires_grad_(not self.still)
     texts = [' ' + tags.tokenizer.decode(tags.write(p)).strip() for p in places]
-    first = self.features(model, 'train') if self.still else self.clips('train').features[self.rows('train')[:256]].astype(np.float32)
+    first = self.features(model, 'train') if self.still else _pooled(model, self.clips('train'), self.rows('train')[:256])
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
 # %% ../nbs/46_table3.ipynb #e5c32b06
+def _pooled(model, clips, rows, desc=''): # (rows, features) float32; padding behind a recording is not heard
+    frames = clips.frames[rows] if isinstance(clips, Clips) else None
+    return torch.cat(list(hear_clips(model, [clips.features[i] for i in rows], desc=desc, frames=frames))).float().cpu().numpy()
+
 @patch
 def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.ndarray: # (clips, features) float32
     "Pooled features of all clips of a split; kept, where the ear stands still."
-    clips = self.clips(split)
-    hear = lambda: torch.cat(list(hear_clips(model, clips.features, desc=f'hear {split}'))).float().cpu().numpy()
-    if not self.still: return hear()[self.rows(split)]
-    def make(folder): np.save(folder/'features.npy', hear())
+    clips, rows, desc = self.clips(split), self.rows(split), f'hear {split}'
+    if not self.still: return _pooled(model, clips, rows, desc)
+    def make(folder): np.save(folder/'features.npy', _pooled(model, clips, np.arange(len(clips)), desc))
     folder = stage('features', dict(clips=clips.folder.name, ear=self.origin(), lags=self.plan.bridge.get('lags'), code=code_hash('captioner', 'mae')), make)
-    return np.load(folder/'features.npy')[self.rows(split)]
+    return np.load(folder/'features.npy')[rows]
 
 # %% ../nbs/46_table3.ipynb #86b3de68
 @patch
 def heard(self: TagLab, model: Captioner, split: str) -> Heard:
     "What is heard of a split while learning: features, with noise in training, or pictures for an encoder that learns along."
-    rows, noise = self.rows(split), self.plan.noise if split == 'train' else 0.
-    ids = self.clips(split).table['id'].iloc[rows].tolist()
+    clips, rows, noise = self.clips(split), self.rows(split), self.plan.noise if split == 'train' else 0.
+    ids = clips.table['id'].iloc[rows].tolist()
     if self.still: return Heard(self.features(model, split), 'features', ids, noise)
-    return Heard([self.clips(split).features[i] for i in rows], 'logmel', ids)
+    return Heard([clips.features[i] for i in rows], 'logmel', ids, frames=clips.frames[rows] if isinstance(clips, Clips) else None)
 
 # %% ../nbs/46_table3.ipynb #d95eae5f
 @patch
@@ -338,7 +348,7 @@ def scores(self: TagLab, size: str, split: str, prompt: str | None = None) -> di
     def make(folder):
         model = Captioner.from_pretrained(self.tagger(size)).to(best_device())
         tags = TagVocabulary(model.tokenizer, self.labels(), prompt)
-        features = torch.from_numpy(self.features(model, split)).to(model.device)
+        features = torch.from_numpy(self.features(model, split))
         found = score_tags(model, features, tags, self.plan.draws, self.seed, self.longest(), f'{size} GPT-2, {split}')
         np.savez(folder/'scores.npz', strange=found.strange, **found.scores)
     return dict(np.load(stage('tag-scores', config, make)/'scores.npz'))
@@ -350,7 +360,7 @@ def direct_scores(self: TagLab, split: str) -> np.ndarray: # (clips, labels) log
     config = dict(direct=self.direct().name, clips=self.clips(split).folder.name, split=split)
     def make(folder):
         model = SigmoidTagger.from_pretrained(self.direct()).eval().to(best_device())
-        features = torch.from_numpy(self.features(model, split)).to(model.device)
+        features = torch.from_numpy(self.features(model, split))
         with torch.inference_mode(): np.save(folder/'scores.npy', model.judge(features).cpu().numpy())
     return np.load(stage('direct-scores', config, make)/'scores.npy')
 
@@ -381,7 +391,7 @@ def foreign(self: TagLab, clips: Clips, size: str) -> np.ndarray: # (clips, feat
     "Features of clips of another set, by the ear of this laboratory."
     def make(folder):
         model = Captioner.from_pretrained(self.tagger(size)).to(best_device())
-        np.save(folder/'features.npy', torch.cat(list(hear_clips(model, clips.features))).float().cpu().numpy())
+        np.save(folder/'features.npy', _pooled(model, clips, np.arange(len(clips))))
     return np.load(stage('features', dict(clips=clips.folder.name, hash=clips.manifest['hash'], tagger=self.tagger(size).name), make)/'features.npy')
 
 # %% ../nbs/46_table3.ipynb #7fae1ab7
@@ -396,7 +406,7 @@ def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300)
         for fold in progress(sorted(set(folds)), desc=f'{clips.manifest["name"]}, {kind}', unit='fold'):
             out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
             pairs = TagPairs(Heard(features[rest].numpy(), 'features', noise=self.plan.noise), [places[i] for i in rest], tags)
-            if kind == 'sigmoids': scores[out] = self.classified(size, pairs, steps).judge(features[out]).detach().numpy()
+            if kind == 'sigmoids': scores[out] = self.classified(size, pairs, steps).judge(features[out]).detach().cpu().numpy()
             else: scores[out] = next_tag(self.taught(size, pairs, steps, warm=kind != 'words'), features[out], tags).exp().sum(-1).numpy()
         np.save(folder/'scores.npy', scores)
     config = self.config(decoder=self.plan.decoders[size], foreign=clips.manifest['hash'], kind=kind, steps=steps, tagger=self.tagger(size).name)

@@ -7,7 +7,6 @@ __all__ = ['TAG_PROMPTS', 'TAG_RULES', 'TagVocabulary', 'Said', 'named', 'Heard'
            'walk_tags', 'say_tags', 'TagScores', 'score_tags', 'SigmoidConfig', 'SigmoidTagger', 'TargetPairs']
 
 # %% ../nbs/45_tagging.ipynb #e779e46d
-from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from einops import rearrange
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
-from .captioner import Captioner
+from .captioner import Captioner, sound_mask
 from .core import LogocentricError, progress
 from .mae import MAEConfig, MAEEncoder
 from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad
@@ -34,10 +33,11 @@ class TagVocabulary:
                 ):
         if odd := [l for l in labels if ';' in l]: raise LogocentricError(f'{odd[0]!r} contains a semicolon, which stands between labels: rename it')
         ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
-        self.labels, self.words, self.tokenizer, self.prompt = list(labels), label_words(labels), tokenizer, prompt
+        self.labels, self.words, self.tokenizer = list(labels), label_words(labels), tokenizer
         self.tokens, self.more, self.end = label_tokens(tokenizer, labels), ids(';'), [tokenizer.eos_token_id]
         self.begin = [tokenizer.bos_token_id, *ids(TAG_PROMPTS.get(prompt, prompt))]
         self.place = {word: i for i, word in enumerate(self.words)}
+        self.trie = Trie([row + close for row in self.tokens for close in (self.more, self.end)]) # all labels with both closes
         if twins := len(self.tokens) - len({tuple(t) for t in self.tokens}): raise LogocentricError(f'{twins} labels have the tokens of another: rename them')
 
 # %% ../nbs/45_tagging.ipynb #6a885fa4
@@ -81,18 +81,23 @@ class Heard:
                  sounds,            # (n, features) array, or n pictures (frames, mels), natural log, memory-mapped or not
                  what: str,         # what they are to a model: `features` or `logmel`
                  ids: list[str] | None = None, # names of the clips, for error messages
-                 noise: float = 0.  # deviation of the noise, in units of each feature's own
+                 noise: float = 0., # deviation of the noise, in units of each feature's own
+                 frames=None        # (n,) how many frames of each picture are sound; all of them by default
                 ):
-        self.sounds, self.what, self.noise = sounds, what, noise
+        self.sounds, self.what, self.frames = sounds, what, frames
         self.ids = list(ids) if ids is not None else [str(i) for i in range(len(sounds))]
         self.scale = noise*np.asarray(sounds).std(0) if noise else None
 
     def __len__(self): return len(self.sounds)
 
-    def batch(self, indices: list[int], rng: np.random.Generator) -> dict:
-        x = np.stack([self.sounds[i] for i in indices]).astype(np.float32)
-        if self.noise: x += self.scale*rng.standard_normal(x.shape, np.float32)
-        return {self.what: torch.from_numpy(x), 'id': [self.ids[i] for i in indices]}
+# %% ../nbs/45_tagging.ipynb #de0c4865
+@patch
+def batch(self: Heard, indices: list[int], rng: np.random.Generator) -> dict:
+    "A batch: what is heard, which frames of it are sound where not all are, and id."
+    x = np.stack([self.sounds[i] for i in indices]).astype(np.float32)
+    if self.scale is not None: x += self.scale*rng.standard_normal(x.shape, np.float32)
+    mask = None if self.frames is None else sound_mask([self.frames[i] for i in indices], x.shape[1])
+    return {self.what: torch.from_numpy(x), 'id': [self.ids[i] for i in indices]} | ({} if mask is None else dict(frame_mask=mask))
 
 # %% ../nbs/45_tagging.ipynb #a928fa6d
 class TagPairs:
@@ -128,8 +133,8 @@ class Listener(Reasoner):
                  model: Captioner,
                  audio: torch.Tensor # (prompts, prefix_length, width), as `Captioner.prefix` gives it
                 ):
-        super().__init__(model.decoder, model.tokenizer)
-        self.audio, self.evidence = audio, model.evidence(audio)[:, None] if model.config.word_weight else 0.
+        self.model, self.tokenizer, self.audio = model.decoder, model.tokenizer, audio    # not frozen: the captioner may go on learning
+        self.evidence = model.evidence(audio)[:, None] if model.config.word_weight else 0.
 
     def _read(self, prompts):
         batch = {k: v.to(self.audio.device) for k, v in left_pad(prompts, self.tokenizer.eos_token_id).items()}
@@ -143,12 +148,6 @@ class Listener(Reasoner):
     def _read_on(self, trie, nodes, batch, cache): return super()._read_on(trie, nodes, batch, cache) + self.evidence
 
 # %% ../nbs/45_tagging.ipynb #0eb73447
-@patch(as_prop=True)
-def trie(self: TagVocabulary) -> Trie:
-    "All labels with both closes, as a tree."
-    if not hasattr(self, '_trie'): self._trie = Trie([row + close for row in self.tokens for close in (self.more, self.end)])
-    return self._trie
-
 @patch
 def closed(self: TagVocabulary, logp: torch.Tensor) -> torch.Tensor: # (b, nodes of the trie) -> (b, labels, 2)
     "Log-probabilities of labels with each close from those of the nodes of the trie."
@@ -163,12 +162,12 @@ def next_tag(model: Captioner,
              batch_size: int = 32, desc: str = ''       # rows at a time; name on the progress bar, none without one
             ) -> torch.Tensor:                          # (n, labels, 2) log-probabilities: with more to follow, and as the last one
     "How likely each label is to be said next, exactly."
-    rows = [tags.context(c) for c in (contexts or [()]*len(features))]
+    rows, model = [tags.context(c) for c in (contexts or [()]*len(features))], model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = torch.zeros(len(rows), len(tags.labels), 2)
     parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     for part in progress(parts, desc=desc, unit='batch') if desc else parts:
-        listener = Listener(model, model.prefix(features[part]))
+        listener = Listener(model, model.prefix(features[part].to(model.device)))
         found[part] = tags.closed(listener._packed([rows[i] for i in part], tags.trie))
     return found
 
@@ -227,9 +226,10 @@ def say_tags(model: Captioner,
              **kwargs                              # of `Captioner.generate`
             ) -> list[Said]:                       # one a clip
     "The likeliest list of labels of each clip, in free words."
-    begin, said, starts = torch.tensor([tags.begin], device=features.device), [], range(0, len(features), batch_size)
+    model.eval()
+    begin, said, starts = torch.tensor([tags.begin], device=model.device), [], range(0, len(features), batch_size)
     for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        audio = model.prefix(features[s:s + batch_size])
+        audio = model.prefix(features[s:s + batch_size].to(model.device))
         tokens = model.generate(audio=audio, input_ids=begin.expand(len(audio), -1), **kwargs)
         said += map(tags.read, tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True))
     return said
@@ -298,7 +298,7 @@ def beside(cls: SigmoidTagger,
 @patch
 def judge(self: SigmoidTagger, features: torch.Tensor) -> torch.Tensor: # (b, features) -> (b, labels) log-odds
     "What it makes of features, as `hear` gives them."
-    return self.head((features - self.mean)/self.std)
+    return self.head((features.to(self.device) - self.mean)/self.std)
 
 # %% ../nbs/45_tagging.ipynb #1068d2a7
 @patch

@@ -120,6 +120,15 @@ def test_features_given_before_change_nothing(model, tokenizer):
     assert torch.equal(heard, given)
     assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.05) # perhaps in bfloat16
 
+def test_padding_behind_a_recording_is_not_heard(model):
+    whole, short = pictures(2), pictures(1, frames=120, seed=5)
+    silence = torch.full((1, 80, 80), model.frontend.config.silence)
+    padded = torch.cat([whole, torch.cat([short, silence], 1)]).numpy()
+    heard = torch.cat(list(hear_clips(model, padded, frames=[200, 200, 120])))
+    deaf_to_padding = torch.cat(list(hear_clips(model, padded)))
+    assert torch.allclose(heard[2], model.hear(short)[0], atol=.05) and torch.allclose(heard[:2], deaf_to_padding[:2], atol=.05)
+    assert (heard[2] - deaf_to_padding[2]).abs().max() > .2, 'as sound, the padding would be heard'
+
 def test_attention_of_a_joined_model_is_plain_on_a_cpu(model):
     assert model.decoder.config._attn_implementation == 'eager' or model.device.type != 'cpu'
 
