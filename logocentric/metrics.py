@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from scipy import stats
 from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, roc_auc_score
 from .core import LogocentricError
@@ -232,6 +233,7 @@ class Tagging:
     "Mean average precision, and what it is the mean of."
     score: Score        # mAP with a bootstrap interval over clips
     table: pd.DataFrame # a row a label: positives, chance, average_precision and its interval, low to high (nan without positives)
+    drawn: np.ndarray   # (n,) mAP of each resample
 
     @property
     def left_out(self) -> list[str]:
@@ -245,7 +247,7 @@ class Tagging:
 # %% ../nbs/01_metrics.ipynb #5d1f18b2
 def _of_each(metric, y, scores, has): # a column each, nan where it cannot be asked
     found = np.full(y.shape[1], np.nan)
-    found[has] = [metric(t, s) for t, s in zip(y.T[has], scores.T[has])]
+    if has.any(): found[has] = metric(y[:, has].squeeze(), scores[:, has].squeeze(), average=None)
     return found
 
 def _precisions(y, scores): # of each label, and last their mean
@@ -259,12 +261,12 @@ def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
     return float(_precisions(np.asarray(y).astype(bool), np.asarray(scores))[-1])
 
 # %% ../nbs/01_metrics.ipynb #3c8df923
-def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean
+def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean; and that mean in each resample
     stat = lambda rows: np.nan_to_num(_precisions(y[rows], scores[rows]), nan=-1)     # SciPy has no place for what cannot be asked
     found = stats.bootstrap((np.arange(len(y)),), stat, vectorized=False, n_resamples=n, method='percentile', rng=np.random.default_rng(seed))
     drawn, ends, has = found.bootstrap_distribution, np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
     ends[:, has] = np.nanquantile(np.where(drawn < 0, np.nan, drawn)[has], (.025, .975), axis=1)
-    return ends
+    return ends, drawn[-1]
 
 # %% ../nbs/01_metrics.ipynb #d5c594ce
 def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
@@ -278,9 +280,18 @@ def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
     if not y.shape == scores.shape == (len(y), len(labels)):
         raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
     if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
-    (*each, mean), (low, high) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
+    (*each, mean), ((low, high), drawn) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
     columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=each, low=low[:-1], high=high[:-1])
-    return Tagging(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')))
+    return Tagging(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')), drawn)
+
+# %% ../nbs/01_metrics.ipynb #29ca8db7
+@patch
+def against(self: Tagging, other: Tagging, # of the same clips, resamples and seed
+            by: Callable = np.subtract     # of two mAPs; `np.divide` for a ratio
+           ) -> Score:
+    "What separates two mAPs, with an interval over clips, paired."
+    if self.score.n != other.score.n or len(self.drawn) != len(other.drawn): raise LogocentricError(f'{self.score.n} clips with {len(self.drawn)} resamples against {other.score.n} with {len(other.drawn)}: compare systems on the same clips')
+    return Score(float(by(self.score.value, other.score.value)), *map(float, np.quantile(by(self.drawn, other.drawn), (.025, .975))), self.score.n)
 
 # %% ../nbs/01_metrics.ipynb #ca9ed2fe
 def mean_auc(y: np.ndarray,     # (clips, labels) of 0 and 1

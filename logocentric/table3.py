@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTok
 from .captioner import Captioner, gpt2_config, hear_clips, load_gpt2
 from .clips import Clips, Crops, build_clips
 from .core import LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json, set_seed, stage, write_json
-from .datasets import Manifest, read_dataset
+from .datasets import Manifest, read_dataset, read_table
 from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate
 from .knowledge import train_tokenizer
@@ -67,8 +67,8 @@ class TagLab:
     "All stages of Table 3 at one scale and seed."
     plan: TagPlan
     seed: int = 1
-    data: str = 'audioset' # which set lies in `folder`, a name in `DATASETS`
-    folder: str = ''       # a data set on disk; by default mixtures are rendered
+    data: str = 'audioset' # which set lies in `folder`, a name in `DATASETS`; or `table`, for a list of your own
+    folder: str = ''       # a data set on disk, or that list; by default mixtures are rendered
     skip: str = ''         # a skip list for it, as the doctor writes
     ear: str = 'ear'       # one of `EARS`
     prompt: str = 'text'   # a name in `TAG_PROMPTS`, or words of one's own
@@ -94,7 +94,7 @@ def set_aside(ids: list[str]) -> np.ndarray: # (ids,) bool
 # %% ../nbs/46_table3.ipynb #43b53984
 @lru_cache(maxsize=4)
 def _manifest(data: str, folder: str, skip: str) -> Manifest: # lists of millions of rows are read once
-    manifest = read_dataset(data, folder, skip=skip or None).require()
+    manifest = (read_table(folder, skip=skip or None) if data == 'table' else read_dataset(data, folder, skip=skip or None)).require()
     if manifest.vocabulary is None: raise LogocentricError(f'{data} has no labels to predict: choose a set of tags, such as audioset or fsd50k')
     if 'observed' in manifest.table: raise LogocentricError(f'{data} asked about some labels of a clip only, and what nobody asked is not false: this table needs complete labels')
     return manifest

@@ -134,6 +134,14 @@ def test_imports_only_point_down(path):
 
 
 @library
+def test_notebooks_leave_the_environment_as_they_found_it(path):
+    "`nbdev_test` runs many notebooks in one process: what one leaves in `os.environ`, the next one meets."
+    whole = '\n'.join(code(path))
+    left = {k for k in re.findall(r"^os\.environ\['(\w+)'\] =", whole, re.M)} - {k for k in re.findall(r"^ *del os\.environ\['(\w+)'\]", whole, re.M)}
+    assert not left, f'{path.stem} sets {left} and does not delete it'
+
+
+@library
 def test_library_notebooks_do_not_export_themselves(path):
     assert not any('nbdev_export(' in text for text in code(path))
 

@@ -143,6 +143,16 @@ def test_a_set_cut_short_is_refused(tmp_path):
     with pytest.raises(DataError, match='706 clips are expected and 1 listed'): TagLab.at('smoke', data='song_describer', folder=str(tmp_path)).counts()
 
 
+def test_a_table_of_your_own(tmp_path, home, one_thread):
+    rows = [f'{s}/{i}.wav,{"Dog; Bark" if i % 2 else "Rain"},{s}' for s, n in (('train', 6), ('valid', 2), ('test', 4)) for i in range(n)]
+    text(tmp_path/'own.csv', '\n'.join(['file_name,labels,split', *rows]) + '\n')
+    for k, row in enumerate(rows): sound(tmp_path/row.split(',')[0], seed=k)
+    lab = TagLab.at('smoke', data='table', folder=str(tmp_path/'own.csv'))
+    assert lab.labels() == ['Bark', 'Dog', 'Rain'] and lab.counts().clips.tolist() == [6, 2, 4]
+    assert_scores(lab.scores('small', 'test'), 4, 3)
+    assert lab.truth('test').tolist() == [[False, False, True], [True, True, False]]*2
+
+
 # --- AudioSet, as it is published
 
 def _ids():
