@@ -262,11 +262,12 @@ def doctor(folder: Annotated[Path, typer.Argument(help='A published data set, or
 # %% ../nbs/51_cli.ipynb #355281fe
 @app.command()
 def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (an hour, no download) or paper (GPUs, Hub).')] = 'mini',
-              seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1):
+              seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1,
+              sources: Annotated[Optional[Path], typer.Option(help='A TOML file that says where your recordings, captions and pretrained models are; by default all clips are rendered.')] = None):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
     from logocentric.experiments import reproduce as run
     _silence()
-    typer.echo(run(scale=scale, seed=seed))
+    typer.echo(run(scale=scale, seed=seed, sources=str(sources or '')))
 
 # %% ../nbs/51_cli.ipynb #ae83bfee
 @app.command()

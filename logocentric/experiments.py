@@ -118,17 +118,18 @@ class Lab:
         own = dict(pairs=_a_tenth_and_all(sum(told.caption_parts()['train'].table['texts'].map(len))), beside=0.) if told else {} # just what was given
         return cls(replace(SCALES[scale], start=start, **own), seed, sources)
 
-    @property
-    def disk(self) -> Sources:
-        "What is on disk."
-        return read_sources(self.sources)
-
-    @property
-    def tests(self) -> dict[str, str]:
-        "The test sets, name → title: recordings where there are any, else rendered ones."
-        return self.disk.tests() or TEST_SETS
-
 def _a_tenth_and_all(n): return max(1, n//10), n # as the paper's 2,572 and 25,723
+
+# %% ../nbs/50_experiments.ipynb #ba0b4dea
+@patch(as_prop=True)
+def disk(self: Lab) -> Sources:
+    "What is on disk."
+    return read_sources(self.sources)
+
+@patch(as_prop=True)
+def tests(self: Lab) -> dict[str, str]:
+    "The test sets, name → title: recordings where there are any, else rendered ones."
+    return self.disk.tests() or TEST_SETS
 
 # %% ../nbs/50_experiments.ipynb #62f6635e
 TEST_SETS = dict(gtzan='ten genres', gtzan_shifted='ten genres, shifted', fma_shifted='eight genres, shifted')
@@ -145,6 +146,7 @@ def rendered(self: Lab, split: str) -> Corpus:
     def make(folder): build_corpus(folder, **config, desc=f'render {split}')
     return Corpus(stage('corpus', dict(config, code=code_hash('corpus', 'frontend')), make))
 
+# %% ../nbs/50_experiments.ipynb #4273d435
 @patch
 def corpus(self: Lab, split: str) -> Corpus | Clips:
     "The clips of a split: recordings from disk where there are some, else rendered."
@@ -379,6 +381,7 @@ def beside(self: Lab, split: str) -> SoundCorpus | None:
     n = round(self.scale.beside*(self.scale.pairs[-1] if split == 'train' else self.scale.held_out))
     return self.sounds(split, n) if n else None
 
+# %% ../nbs/50_experiments.ipynb #a72d84a6
 def _told(music, n):
     "Pictures, texts, names and activity of the first `n` pairs; a recording may have several descriptions."
     if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), [None]*len(music.table[:n])
@@ -486,6 +489,7 @@ def heard(self: Lab, model: Captioner, split: str, batch_size: int = 64, desc: s
     if split in GENRE_TESTS: return hear_tracks(model, clips, rows.tolist(), batch_size, desc)
     return hear_clips(model, clips.features[rows], batch_size, desc, None if isinstance(clips, Corpus) else clips.frames[rows])
 
+# %% ../nbs/50_experiments.ipynb #0d222b42
 @patch
 def captions(self: Lab, split: str, n_pairs: int | None) -> list[str]:
     "What the captioner says of each asked clip; the true descriptions for `n_pairs=None`."
@@ -546,6 +550,7 @@ def reads(self: Lab, reader: str) -> Reasoner:
     model.model.to(best_device())
     return model
 
+# %% ../nbs/50_experiments.ipynb #7d3a9629
 @patch
 def asked(self: Lab, task: Task, descriptions: list, reader: str, rule: str = 'sum') -> Scores: # (clips, labels)
     "What a reader scores for a task; several descriptions of a clip are pooled."
@@ -560,6 +565,7 @@ def asked(self: Lab, task: Task, descriptions: list, reader: str, rule: str = 's
     values = np.load(stage('scores', config, make)/'scores.npy')
     return task.pool(values, len(several[0]) if several else 1)
 
+# %% ../nbs/50_experiments.ipynb #c472d8b5
 @patch
 def prior(self: Lab, task: Task, reader: str, rule: str = 'sum') -> Scores: # (1, labels)
     "What a reader answers to a blank description."
@@ -841,6 +847,7 @@ def training(self: Lab) -> list[Step]:
     readers = [Step(f'train the {r} reader', w, 'reasoner', (r,)) for r, w in zip(self.scale.readers, (60, 180, 1500)) if r in SIZES]
     return [*voice, encoders.pop(RATIOS['text']), *ears, *encoders.values(), *reversed(readers), *self.tagging()]
 
+# %% ../nbs/50_experiments.ipynb #327871df
 @patch
 def tagging(self: Lab) -> list[Step]:
     "The models of Table 3, the two with an ear of random weights among them, and what they score."
