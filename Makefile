@@ -16,7 +16,7 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo 'Variables: SCALE=smoke|mini|paper  SEED=1  PYTHON=python3.12'
+	@echo 'Variables: SCALE=smoke|mini|gpu|paper  SEED=1  PYTHON=python3.12'
 
 reproduce: $(VENV)/installed ## Install, then regenerate every table and figure (SCALE=mini SEED=1)
 	@$(BIN)/logocentric reproduce --scale $(SCALE) --seed $(SEED)

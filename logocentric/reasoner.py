@@ -206,6 +206,7 @@ class Reasoner:
     def __init__(self,
                  model: PreTrainedModel,             # GPT-Neo, GPT-2, or any other causal model
                  tokenizer: PreTrainedTokenizerBase):
+        if model.dtype == torch.float16: raise LogocentricError('float16 is too narrow for GPT-Neo, and no faster than bfloat16: load the model with dtype=torch.bfloat16 or torch.float32')
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self._tried = {} # prompt length -> whether labels can be packed, see `_packable`
 

@@ -196,6 +196,10 @@ def test_half_precision(kind, tokenizer):
     assert np.abs(found - full).mean() < .1*full.std()
 
 
+def test_float16_is_refused(tokenizer):
+    with pytest.raises(LogocentricError, match='dtype=torch.bfloat16'): Reasoner(tiny('gpt_neo', len(tokenizer)).half(), tokenizer)
+
+
 # --- rules
 
 def test_first_token_is_the_highest_label_logit(tokenizer):

@@ -101,7 +101,7 @@ def test_one_clip_in_twenty_is_set_aside():
 
 
 def test_what_is_unknown_is_refused(lab):
-    with pytest.raises(LogocentricError, match="unknown scale 'huge': choose from smoke, mini, paper"): TagLab.at('huge')
+    with pytest.raises(LogocentricError, match="unknown scale 'huge': choose from smoke, mini, gpu, paper"): TagLab.at('huge')
     with pytest.raises(LogocentricError, match='unknown scale'): Lab.at('huge')
     with pytest.raises(LogocentricError, match="unknown ear 'left': choose from ear, random"): TagLab.at('smoke', ear='left')
     with pytest.raises(LogocentricError, match="no decoder 'medium' in this plan: there are small, large"): lab.tagger('medium')
