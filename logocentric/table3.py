@@ -49,11 +49,13 @@ def _plans():
                     dict(lags=[1]), hidden=8, noise=.5, draws=2)
     mini = TagPlan((6000, 600, 1500), {'small': dict(n_embd=64, n_layer=2, n_head=2, n_positions=128), 'large': dict(n_embd=128, n_layer=3, n_head=4, n_positions=128)},
                    TrainConfig(steps=2000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=250), 1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
+    gpu = replace(mini, clips=(40_000, 1_000, 5_000), decoders=dict(mini.decoders, large=dict(n_embd=384, n_layer=6, n_head=6, n_positions=128)),
+                  train=replace(mini.train, steps=6000, batch_size=128, lr=1e-3, mixed_precision='bf16', eval_every=600), direct_lr=5e-4)
     epochs = lambda n, batch: n*22_000//batch   # of AudioSet's balanced list
     paper = TagPlan((20_000, 1_000, 5_000), {'gpt2': 'gpt2', 'gpt2-large': 'gpt2-large'},
                     TrainConfig(steps=epochs(100, 64), batch_size=64, lr=1e-4, mixed_precision='bf16', num_workers=8), 1e-4, encoder='base',
                     paint=TrainConfig(steps=epochs(100, 128), batch_size=128, lr=1.5e-4, mixed_precision='bf16', num_workers=8))
-    return dict(smoke=smoke, mini=mini, paper=paper)
+    return dict(smoke=smoke, mini=mini, gpu=gpu, paper=paper)
 
 # %% ../nbs/46_table3.ipynb #50d1ce4a
 PLANS = _plans()
