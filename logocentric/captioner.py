@@ -151,12 +151,13 @@ def _occurs(labels, vocabulary): # (b, text) → (b, vocabulary) 1. where a word
     return found.scatter_reduce(1, labels.clamp(min=0), (labels >= 0).float(), 'amax')
 
 @patch
-def loss(self: Captioner, logits, labels, audio):
+def loss(self: Captioner, logits, labels, audio, shares=None):
     "Cross-entropy of the next word in the rows that were spoken; while training, also of the unordered words in all rows."
     spoken = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:len(logits), 1:].flatten(), ignore_index=-100)
     if not (self.training and self.config.word_weight): return spoken
     occurs = _occurs(labels, self.config.decoder.vocab_size)
     unordered = F.binary_cross_entropy_with_logits(self.named(audio), occurs, reduction='sum')/(labels >= 0).sum()
+    if shares is not None: spoken, unordered = shares[0]*spoken, shares[1]*unordered # a part of a larger step
     return spoken + self.config.word_weight*unordered
 
 # %% ../nbs/30_captioner.ipynb #7ffb8e9f
@@ -164,6 +165,15 @@ def loss(self: Captioner, logits, labels, audio):
 def spoken(self: Captioner, *batch: torch.Tensor | None):
     "The rows of a training batch that GPT-2 speaks."
     return [None if x is None else x[:max(1, round(len(x)*self.config.spoken_share))] for x in batch]
+
+# %% ../nbs/30_captioner.ipynb #f43986ea
+@patch
+def loss_items(self: Captioner, batch: dict) -> tuple[int, ...]:
+    "Over how many words each loss of a batch is a mean."
+    labels = batch['labels']
+    said, = self.spoken(labels) if self.training else (labels,)
+    numbers = (said[:, 1:] >= 0).sum().item(), (labels >= 0).sum().item()
+    return numbers if self.training and self.config.word_weight else numbers[:1]
 
 # %% ../nbs/30_captioner.ipynb #95383ce7
 @patch
@@ -185,6 +195,7 @@ def forward(self: Captioner,
             features: torch.Tensor | None = None,        # (b, features): what `hear` gave before, instead of `logmel`
             attention_mask: torch.Tensor | None = None,  # (b, text) 1 where there is text
             labels: torch.Tensor | None = None,          # (b, text) tokens to predict, −100 where none
+            shares: torch.Tensor | None = None,          # (2,) weights of the two losses, for a part of a larger step
             past_key_values=None, use_cache: bool = False, logits_to_keep: int = 0, **kwargs,
            ) -> CausalLMOutputWithPast:
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
@@ -200,7 +211,7 @@ def forward(self: Captioner,
     hidden = out.last_hidden_state[:, -(logits_to_keep or input_ids.shape[1]):]
     logits = self.decoder.lm_head(hidden)                                        # (b, text, vocabulary)
     if self.config.word_weight: logits = logits + self.evidence(audio[:len(x)])[:, None]
-    loss = None if labels is None else self.loss(logits, labels, audio)
+    loss = None if labels is None else self.loss(logits, labels, audio, shares)
     return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
 # %% ../nbs/30_captioner.ipynb #d6f4b4a9

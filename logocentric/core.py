@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
            'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'quiet', 'progress', 'atomic_write', 'write_json',
-           'read_json', 'config_hash', 'code_hash', 'stage', 'shipped_path', 'model_path', 'versions', 'Record',
-           'save_record', 'load_records', 'plot_style']
+           'read_json', 'config_hash', 'code_hash', 'launched', 'all_processes', 'need_all', 'stage', 'shipped_path',
+           'model_path', 'versions', 'Record', 'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version as package_version
@@ -157,20 +157,72 @@ def code_hash(*modules: str # names of modules of this package
     if 'knowledge' in modules: parts += [p.read_text(encoding='utf-8') for p in sorted(origins[0].parent.glob('assets/*.toml'))]
     return hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]
 
+# %% ../nbs/00_core.ipynb #8201f8bf
+def launched() -> int:
+    "How many processes run this program side by side: 1, unless a launcher started more."
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+def all_processes():
+    "All processes of this launch, as `accelerate` sees them: `process_index`, `num_processes`, `is_main_process`, `wait_for_everyone()`."
+    from accelerate import PartialState   # here, for it is slow to import
+    from accelerate.utils import parse_flag_from_env
+    return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
+
+# %% ../nbs/00_core.ipynb #66d16fa8
+_MADE_ALONE = []
+
+@contextmanager
+def _alone(name):
+    _MADE_ALONE.append(name)
+    try: yield
+    finally: _MADE_ALONE.pop()
+
+def need_all(what: str # what needs all processes
+            ) -> None:
+    "Raise an error where the others wait for this one, instead of waiting for them for ever."
+    if launched() > 1 and _MADE_ALONE:
+        raise LogocentricError(f'{what} needs all {launched()} processes, but the stage {_MADE_ALONE[-1]!r} is made by one while the others wait for it: '
+                               'mark it `stage(..., together=True)`')
+
 # %% ../nbs/00_core.ipynb #e4b9d361
+def _finish(folder, name, config, make): # `done.json` last
+    start = time.time()
+    info = make(folder) or {}
+    write_json(folder/'done.json', dict(name=name, config=config, seconds=round(time.time() - start, 2), info=info))
+
 def stage(name: str,                             # folder under `data/cache/`
           config: dict,                          # all that the result depends on
           make: Callable[[Path], dict | None],   # fills the folder; what it returns is kept in `done.json`
+          together: bool = False,                # by all processes of a launch, as training is, see below
          ) -> Path:
     "The folder of a finished stage, made now if it is not there yet."
     folder = cache_path(name, config_hash(config))
+    if together and launched() > 1: return _stage_together(folder, name, config, make)
     if (folder/'done.json').exists(): return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'lock'):
-        if (folder/'done.json').exists(): return folder
-        start = time.time()
-        info = make(folder) or {}
-        write_json(folder/'done.json', dict(name=name, config=config, seconds=round(time.time() - start, 2), info=info))
+    with FileLock(folder/'lock'), _alone(name):
+        if not (folder/'done.json').exists(): _finish(folder, name, config, make)
+    return folder
+
+# %% ../nbs/00_core.ipynb #ef470a07
+def _stage_together(folder, name, config, make):
+    from accelerate.utils import broadcast_object_list
+    need_all(f'the stage {name!r}')
+    everyone = all_processes()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/'lock') if everyone.is_main_process else nullcontext():
+        done, = broadcast_object_list([(folder/'done.json').exists()])
+        if not done and everyone.is_main_process: _finish(folder, name, config, make)
+        elif not done:
+            with tempfile.TemporaryDirectory() as scratch: make(Path(scratch))
+        everyone.wait_for_everyone()
+    return _visible(folder, name)
+
+def _visible(folder, name, patience=60): # seconds: a network disk shows a new file late
+    deadline = time.time() + patience
+    while not (folder/'done.json').exists():
+        if time.time() > deadline: raise LogocentricError(f'the stage {name!r} is finished, but this machine does not see {folder}: let $LOGOCENTRIC_HOME be one folder for all machines')
+        time.sleep(.5)
     return folder
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
