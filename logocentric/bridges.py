@@ -214,7 +214,8 @@ def summary(self: CrossAttention, audio: torch.Tensor) -> torch.Tensor: # (b, 2,
     "Mean and deviation of the columns."
     x, real = audio[..., :self.width].float(), audio[..., -1:] > .5
     mean = (x*real).sum(1, keepdim=True)/real.sum(1, keepdim=True)
-    return torch.cat([mean, (((x - mean)*real).square().sum(1, keepdim=True)/real.sum(1, keepdim=True) + 1e-4).sqrt()], 1)
+    spread = ((x - mean)*real).square().sum(1, keepdim=True)/real.sum(1, keepdim=True)
+    return torch.cat([mean, (spread + 1e-4).sqrt()], 1).to(audio.dtype)
 
 # %% ../nbs/29_bridges.ipynb #a04f75d1
 @patch
