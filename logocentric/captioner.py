@@ -19,6 +19,7 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
                           PreTrainedTokenizerBase, initialization as init)
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
 from .core import LogocentricError, atomic_write, best_device, bf16_pays, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
 from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
@@ -26,14 +27,18 @@ from .sounds import crop_start
 from .training import History, TrainConfig, decay_groups, train
 
 # %% ../nbs/30_captioner.ipynb #a89b1b69
-class AudioPrefix(nn.Module):
+@bridge('prefix')
+class AudioPrefix(Bridge):
     "Columns of any number → a fixed set of standardised features → `length` prefix vectors."
-    def __init__(self, features: int, width: int, length: int):
-        super().__init__()
-        self.length = length
-        self.register_buffer('mean', torch.zeros(features))
-        self.register_buffer('std', torch.ones(features))
-        self.project, self.norm = nn.Linear(features, length*width), nn.LayerNorm(width)
+    def __init__(self, columns: int, gpt2: GPT2Config, length: int = 8, lags=(), rank: int | None = None):
+        features, width = (2 + len(lags))*columns, gpt2.n_embd
+        super().__init__(features, length, length*width)
+        self.dim = columns
+        full = lambda n: nn.Linear(n, length*width)
+        self.project, self.norm = full(features) if rank is None else nn.Sequential(nn.Linear(features, rank, bias=False), full(rank)), nn.LayerNorm(width)
+
+    @staticmethod
+    def listen(columns, real, lags=()): return pool(columns, real, lags)
 
     def forward(self, features): # (b, features) → (b, length, width)
         x = self.project((features - self.mean)/self.std)
@@ -53,6 +58,19 @@ def pool(x: torch.Tensor,    # (b, t, dim)
     changes = [_spread(x[:, lag:] - x[:, :-lag], real[:, lag:] & real[:, :-lag]) for lag in lags]
     return torch.cat([mean, _spread(x - mean[:, None], real), *changes], -1)
 
+# %% ../nbs/30_captioner.ipynb #16bd99a6
+@patch
+def observations(self: AudioPrefix, features): return features
+
+@patch
+def embedding(self: AudioPrefix, features): return features[:, :self.dim]
+
+@patch
+def gather(self: AudioPrefix, parts): return torch.cat(parts)
+
+@patch
+def whole(self: AudioPrefix, features, windows, policy): return policy.combine(features, windows)[None]
+
 # %% ../nbs/30_captioner.ipynb #30cc2e86
 class CaptionerConfig(PretrainedConfig):
     "All that a captioner needs to know before it has weights."
@@ -62,18 +80,20 @@ class CaptionerConfig(PretrainedConfig):
     decoder: dict | PretrainedConfig | None = None # the voice
     frontend: dict | None = None                   # `FrontendConfig` as a dict; the paper's by default
     length: dict | None = None                     # `LengthPolicy` as a dict
-    prefix_length: int = 8                         # K, prefix vectors in front of the text
+    bridge: str = 'prefix'                         # how sound enters GPT-2, a name in `BRIDGES`
+    bridge_sizes: dict | None = None               # what this bridge takes beside; its defaults by default
+    prefix_length: int = 8                         # K, vectors in front of the text; becomes 0 with a bridge that has none
     word_weight: float = 20.                        # weight of the unordered words while training; 0: neither that loss nor its evidence
     spoken_share: float = 1.                        # share of a training batch that GPT-2 speaks; the ear hears all of it
     seen_share: float = 1.                          # share of the patches that the ear sees while training on crops without padding
-    lags: list[int] | None = None                  # columns between two that are compared, see `pool`; none by default
+    lags: list[int] | None = None                  # columns between two that the bridge `prefix` compares, see `pool`; none by default
     tie_word_embeddings: bool = True
 
 AutoConfig.register('logocentric_captioner', CaptionerConfig, exist_ok=True)
 
 # %% ../nbs/30_captioner.ipynb #812e09fe
 class Captioner(PreTrainedModel, GenerationMixin):
-    "MAE encoder → audio prefix → GPT-2: hears a log-mel picture, says a description."
+    "MAE encoder → bridge → GPT-2: hears a log-mel picture, says a description."
     config_class = CaptionerConfig
     _supports_sdpa = True
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -82,8 +102,9 @@ class Captioner(PreTrainedModel, GenerationMixin):
         if config.lags and config.seen_share < 1: raise LogocentricError('lags compare neighbouring columns, which glimpses do not have: set seen_share=1')
         dim, width = config.encoder.hidden_size*config.encoder.n_rows, config.decoder.n_embd
         self.encoder, self.decoder = MAEEncoder(config.encoder), GPT2LMHeadModel(config.decoder)
-        self.prefix = AudioPrefix((2 + len(config.lags or ()))*dim, width, config.prefix_length)
-        self.words = nn.Linear(config.prefix_length*width, width)
+        self.prefix = make_bridge(config.bridge, dim, config.decoder, config.prefix_length, config.lags or (), **(config.bridge_sizes or {}))
+        config.prefix_length = self.prefix.length
+        self.words = nn.Linear(self.prefix.told, width)
         self.word_bias, self.word_scale = nn.Parameter(torch.zeros(config.decoder.vocab_size)), nn.Parameter(torch.ones(()))
         self.register_buffer('word_prior', torch.zeros(config.decoder.vocab_size))
         self.register_buffer('novelty_mean', torch.zeros(dim))
@@ -104,8 +125,11 @@ def length(self: Captioner) -> LengthPolicy:
 
 @patch
 def _init_weights(self: Captioner, module):
-    if isinstance(module, nn.Linear): init.normal_(module.weight, std=.02); init.zeros_(module.bias)
+    if isinstance(module, nn.Linear):
+        init.normal_(module.weight, std=.02)
+        if module.bias is not None: init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm): init.constant_(module.weight, .1); init.zeros_(module.bias) # as loud as words are
+    elif isinstance(module, Bridge): module.start()
     elif isinstance(module, Captioner): init.zeros_(module.words.weight); init.ones_(module.word_scale); init.zeros_(module.word_bias)
 
 # %% ../nbs/30_captioner.ipynb #1ae4ef45
@@ -122,21 +146,25 @@ def columns(self: Captioner,
 # %% ../nbs/30_captioner.ipynb #30a00022
 @patch
 def hear(self: Captioner, logmel: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor: # (b, features)
-    "Pooled features of windows of sound, given as `columns` takes them."
-    return pool(*self.columns(logmel, frame_mask), self.config.lags or ())
+    "What the bridge is told of windows of sound, given as `columns` takes them: pooled features, or columns and mask."
+    return _told(self.config, *self.columns(logmel, frame_mask))
 
 @patch
 def recall(self: Captioner, columns: torch.Tensor) -> torch.Tensor: # (b, features)
-    "Pooled features of columns that the ear gave before, all of them real."
-    return pool(columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device), self.config.lags or ())
+    "The same of columns that the ear gave before, all of them real."
+    return _told(self.config, columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device))
+
+def _told(config, columns, real): # a classifier that has no bridge is told what a prefix is
+    return bridge_class(getattr(config, 'bridge', 'prefix')).listen(columns, real, config.lags or ())
 
 # %% ../nbs/30_captioner.ipynb #938b1a8b
 @patch
 def named(self: Captioner,
-          audio: torch.Tensor # (b, prefix_length, width)
+          audio: torch.Tensor # (b, prefix_length, width), or what another bridge gives
          ) -> torch.Tensor:   # (b, vocabulary) log-odds
     "For every word, whether the description contains it."
-    x = self.words(F.layer_norm(audio, audio.shape[-1:]).flatten(1))              # (b, width)
+    told = self.prefix.summary(audio)
+    x = self.words(F.layer_norm(told, told.shape[-1:]).flatten(1))                # (b, width)
     return (x @ self.decoder.transformer.wte.weight.T + self.word_bias).float()
 
 @patch
@@ -190,7 +218,7 @@ def forward(self: Captioner,
             input_ids: torch.Tensor,                     # (b, text) tokens
             logmel: torch.Tensor | None = None,          # (b, frames, mels), natural log
             frame_mask: torch.Tensor | None = None,      # (b, frames) bool, True where there is sound
-            audio: torch.Tensor | None = None,           # (b, prefix_length, width): the prefix, instead of `logmel`
+            audio: torch.Tensor | None = None,           # (b, prefix_length, width): what the bridge gives, instead of `logmel`
             columns: torch.Tensor | None = None,         # (b, columns, rows*dim): what the ear gave before, instead of `logmel`
             features: torch.Tensor | None = None,        # (b, features): what `hear` gave before, instead of `logmel`
             attention_mask: torch.Tensor | None = None,  # (b, text) 1 where there is text
@@ -204,10 +232,11 @@ def forward(self: Captioner,
     if self.training and labels is not None: input_ids, attention_mask = self.spoken(input_ids, attention_mask)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
     x = self.decoder.transformer.wte(input_ids)                                  # (b, text, width)
-    if not past: x = torch.cat([audio[:len(x)].to(x.dtype), x], 1)               # (b, prefix + text, width)
+    if not past: x = torch.cat([self.prefix.vectors(audio[:len(x)]).to(x.dtype), x], 1) # (b, prefix + text, width)
     attention_mask, position_ids = self._positions(x.shape[1], past, attention_mask, x.device)
-    out = self.decoder.transformer(inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids,
-                                   past_key_values=past_key_values, use_cache=use_cache)
+    with self.prefix.attending(self.decoder.transformer, audio[:len(x)]):
+        out = self.decoder.transformer(inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids,
+                                       past_key_values=past_key_values, use_cache=use_cache)
     hidden = out.last_hidden_state[:, -(logits_to_keep or input_ids.shape[1]):]
     logits = self.decoder.lm_head(hidden)                                        # (b, text, vocabulary)
     if self.config.word_weight: logits = logits + self.evidence(audio[:len(x)])[:, None]
@@ -292,12 +321,12 @@ def tokenise(tokenizer: PreTrainedTokenizerBase,
 def generate(self: Captioner,
              logmel: torch.Tensor | None = None,     # (b, frames, mels), natural log
              frame_mask: torch.Tensor | None = None, # (b, frames) bool, True where there is sound
-             audio: torch.Tensor | None = None,      # (b, prefix_length, width): the prefix, instead of `logmel`
+             audio: torch.Tensor | None = None,      # (b, prefix_length, width): what the bridge gives, instead of `logmel`
              input_ids: torch.Tensor | None = None,  # (b, prompt) tokens that the text begins with; begin-of-text by default
              **kwargs                                # as of `transformers` `generate`: num_beams, do_sample, top_p, …
             ) -> torch.Tensor:                       # (b, text) tokens
     "Tokens that tell what is heard."
-    if audio is None: audio = self.prefix(self.hear(logmel, frame_mask))
+    audio = self.prefix.ready(self.prefix(self.hear(logmel, frame_mask)) if audio is None else audio)
     if input_ids is None: input_ids = audio.new_full((len(audio), 1), self.config.decoder.bos_token_id, dtype=torch.long)
     room = self.config.decoder.n_positions - self.config.prefix_length - input_ids.shape[1]
     if not {'max_length', 'max_new_tokens', 'generation_config'} & set(kwargs): kwargs['max_new_tokens'] = min(room, 120)
@@ -393,14 +422,15 @@ def warm_up(decoder: GPT2LMHeadModel,
 @patch
 @torch.no_grad()
 def calibrate(self: Captioner,
-              batches: Iterable[torch.Tensor], # training clips, each (b, frames, mels), natural log; or their features (b, features)
+              batches: Iterable[torch.Tensor], # training clips, each (b, frames, mels), natural log; or their features, as `hear` gives them
               texts: list[str]                 # training descriptions
              ) -> Captioner:
     "Fix the constants: mean and deviation of the features, log-odds of the words."
     self.eval()
     count, total, squares = 0, 0., 0.
     for x in batches:
-        z = (self.hear(x.to(self.device)) if x.ndim == 3 else x.to(self.device)).double() # (b, features)
+        heard = self.hear(x.to(self.device)) if x.ndim == 3 and x.shape[-1] == self.config.encoder.n_mels else x.to(self.device)
+        z = self.prefix.observations(heard).double()                                  # (b, features), or (columns of the batch, dim)
         count, total, squares = count + len(z), total + z.sum(0), squares + z.square().sum(0)
     mean = total/count
     self.prefix.mean.copy_(mean)
@@ -525,8 +555,8 @@ def draw_captions(model: Captioner,
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch
 def embedding(self: Captioner, features): # (b, features)
-    "The mean over time of the encoder's columns, (b, rows*dim): the first part of the features."
-    return features[:, :len(self.novelty_mean)]
+    "The mean over time of the encoder's columns, (b, rows*dim)."
+    return self.prefix.embedding(features)
 
 @patch
 def distance(self: Captioner, features): # (b, features)
@@ -604,8 +634,8 @@ def hear_through(self: Captioner, pieces, batch_size: int = 16) -> tuple[list, t
         batch, mask = self.length.batch(pictures, self.frontend.config.silence)
         features.append(self.hear(batch.to(self.device), mask.to(self.device)))
         windows += [w for w, _ in group]
-    features = torch.cat(features)
-    return windows, features, features if len(windows) == 1 else self.length.combine(features, windows)[None]
+    features = self.prefix.gather(features)
+    return windows, features, features if len(windows) == 1 else self.prefix.whole(features, windows, self.length)
 
 # %% ../nbs/30_captioner.ipynb #30a00042
 def _drawn(model, whole, draws): # the same ones at every call

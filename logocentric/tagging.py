@@ -128,24 +128,28 @@ def batch(self: TagVocabulary, several: list[list[int]]) -> dict: # input_ids, a
 
 # %% ../nbs/45_tagging.ipynb #0238e0ba
 class Listener(Reasoner):
-    "A captioner as a reasoner: in front of each prompt stands what is heard."
+    "A captioner as a reasoner: in front of each prompt stands what is heard, or GPT-2 looks at it."
     def __init__(self,
                  model: Captioner,
-                 audio: torch.Tensor # (prompts, prefix_length, width), as `Captioner.prefix` gives it
+                 audio: torch.Tensor # (prompts, prefix_length, width), or what another bridge gives
                 ):
-        self.model, self.tokenizer, self.audio = model.decoder, model.tokenizer, audio    # not frozen: the captioner may go on learning
+        self.model, self.tokenizer = model.decoder, model.tokenizer    # not frozen: the captioner may go on learning
+        self.bridge, self.audio = model.prefix, model.prefix.ready(audio)
         self.evidence = model.evidence(audio)[:, None] if model.config.word_weight else 0.
 
     def _read(self, prompts):
         batch = {k: v.to(self.audio.device) for k, v in left_pad(prompts, self.tokenizer.eos_token_id).items()}
-        x = torch.cat([self.audio, self.model.transformer.wte(batch['input_ids'])], 1)                       # (b, prefix + text, width)
-        mask = torch.cat([batch['attention_mask'].new_ones(self.audio.shape[:2]), batch['attention_mask']], 1)
+        prefix = self.bridge.vectors(self.audio)
+        x = torch.cat([prefix, self.model.transformer.wte(batch['input_ids'])], 1)                           # (b, prefix + text, width)
+        mask = torch.cat([batch['attention_mask'].new_ones(prefix.shape[:2]), batch['attention_mask']], 1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model.transformer(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=True)
+        with self.bridge.attending(self.model.transformer, self.audio):
+            out = self.model.transformer(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=True)
         logits = self.model.lm_head(out.last_hidden_state[:, -1:]) + self.evidence
         return logits, dict(attention_mask=mask, position_ids=positions), out.past_key_values
 
-    def _read_on(self, trie, nodes, batch, cache): return super()._read_on(trie, nodes, batch, cache) + self.evidence
+    def _read_on(self, trie, nodes, batch, cache):
+        with self.bridge.attending(self.model.transformer, self.audio): return super()._read_on(trie, nodes, batch, cache) + self.evidence
 
 # %% ../nbs/45_tagging.ipynb #0eb73447
 @patch

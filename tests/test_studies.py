@@ -106,3 +106,19 @@ def test_captions_of_a_table_of_ones_own(home, tmp_path):
     run_experiment('caption_quality', 'smoke', 1, dataset='table', folder=str(tmp_path/'mine.csv'))
     metrics = load_records(home/'data'/'runs'/'smoke-1'/'records', name='caption_quality', dataset='table')[0].metrics
     assert metrics['n'] == dict(mine=3) and metrics['manifest']['clips'] == 3 and metrics['attributes'] == metrics['beam'] == {} and metrics['scores']['mine']['captions']['BLEU-1']['n'] == 3
+
+
+def test_bridges_are_compared_at_equal_budgets(home):
+    found = record(home, 'bridges', rates='1e-3 3e-3', budget=500_000)
+    metrics, names = found.metrics, {'prefix', 'resampler', 'cross'}
+    assert all(abs(metrics['parameters'][n]/500_000 - 1) < .02 for n in names) and set(metrics['rate']) == set(metrics['parameters']) == {*names, 'today'}
+    for n in names: assert metrics['tried'][n][f"{metrics['rate'][n]:g}"] == min(metrics['tried'][n].values())
+    for split in ('valid', 'gtzan', 'gtzan_shifted'):
+        loss, n = metrics['loss'][split], metrics['n'][split]
+        assert {*names, 'today', 'hears nothing', *(f'{b}, sound of another clip' for b in names)} == set(loss) and all(v['n'] == n and v['low'] <= v['value'] <= v['high'] for v in loss.values())
+        for pair, d in metrics['loss_differences'][split].items():
+            a, b = pair.split(' − ')
+            assert d['value'] == pytest.approx(loss[a]['value'] - loss[b]['value'])
+    assert metrics['loss']['gtzan']['cross']['value'] == pytest.approx(metrics['loss']['gtzan']['hears nothing']['value'], abs=.5) # it has hardly learned, and began as GPT-2
+    for split in ('gtzan', 'gtzan_shifted'): assert set(metrics['captions'][split]) == {*names, 'today', 'tag template', 'most common caption', 'shuffled pairs'}
+    assert set(metrics['long']) == {*names, 'today'} and metrics['n']['long'] == 40 and all(v > 0 for v in metrics['seconds_a_step'].values())
