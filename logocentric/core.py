@@ -197,8 +197,9 @@ def stage(name: str,                             # folder under `data/cache/`
          ) -> Path:
     "The folder of a finished stage, made now if it is not there yet."
     folder = cache_path(name, config_hash(config))
-    if together and launched() > 1: return _stage_together(folder, name, config, make)
-    if (folder/'done.json').exists(): return folder
+    done = (folder/'done.json').exists()
+    if together and launched() > 1 and not (done and _MADE_ALONE): return _stage_together(folder, name, config, make)
+    if done: return folder
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/'lock'), _alone(name):
         if not (folder/'done.json').exists(): _finish(folder, name, config, make)

@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'TEST_SETS', 'RATIOS', 'SOUND_SEEDS', 'STARTS', 'EXPERIMENTS', 'MODULES', 'RENDERED', 'RECORDED', 'TITLES',
            'STYLE', 'Scale', 'Lab', 'history', 'table', 'task_split', 'task_table', 'notebook_path', 'run_output',
            'run_experiment', 'Step', 'Road', 'walk', 'walk_abreast', 'walk_fast', 'published', 'results_table',
-           'tagging_table', 'paired_sentence', 'report', 'is_reproduced', 'travel', 'reproduce']
+           'tagging_table', 'paired_sentence', 'report', 'is_reproduced', 'go_on_alone', 'travel', 'reproduce']
 
 # %% ../nbs/50_experiments.ipynb #5b00aee8
 import multiprocessing, os, shutil, threading, time, warnings
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, papermill as pm, torch
 from fastcore.basics import patch
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, gpt2_config, hear_clips, warm_up
-from .core import (LogocentricError, Record, atomic_write, best_device, code_hash, config_hash, data_path, load_records, progress,
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, gpt2_config, hear_clips, tokenise, warm_up
+from .core import (LogocentricError, Record, all_processes, atomic_write, best_device, code_hash, config_hash, data_path, launched, load_records, progress,
                               project_root, read_json, run_path, save_record, set_seed, stage, write_json)
 from .clips import Clips, Crops
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
@@ -35,6 +36,7 @@ from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson
 from .pretrain import Listening, Objective, colour, pretrain, transpose
 from .reader import SIZES, train_reasoner
 from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
+from .shards import LazyPairs, Rendered
 from .sounds import SoundCorpus, build_sounds
 from .sources import GENRE_TESTS, PARTS, Sources, hear_tracks, read_sources
 from .table3 import PLANS, TagLab
@@ -68,6 +70,7 @@ class Scale:
     draws: int = 8                 # descriptions of each clip that are drawn beside the likeliest one
     beside: float = 0.             # clips of other sound, with their descriptions, for each clip of music that a captioner hears
     start: str = 'paper'           # where the captioner's encoder begins, one of `STARTS`
+    kept: int | None = None        # rendered pairs that are kept on disk; those beyond are rendered while they are learned from
     sounds: int = 0                # clips of sound that is not music, for `ear`
     ear: TrainConfig | None = None # how an encoder learns from music and sounds together
 
@@ -88,6 +91,11 @@ def _scales():
         frozen=TrainConfig(steps=3000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=300), lags=(1, 2, 4),
         sentences=300_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
         ear=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=.05, mixed_precision='auto', keep='last'))
+    quick = lambda steps, batch, lr: TrainConfig(steps=steps, batch_size=batch, lr=lr, betas=(.9, .98), mixed_precision='bf16', eval_every=steps//10, num_workers=max(1, (os.cpu_count() or 2) - 2))
+    gpu = replace(
+        mini, name='gpu', pairs=(2_000, 22_000, 100_000, 400_000), kept=22_000, held_out=1_000, test=5_000, crop=10., mae=quick(2_000, 256, 3e-3),
+        decoder=dict(n_embd=384, n_layer=6, n_head=6, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.), warmup=quick(1_000, 256, 1e-3),
+        captioner=quick(3_200, 128, 1e-3), frozen=None, bridge=dict(lags=[1, 2, 4]))
     epochs = lambda n, batch: n*25_723//batch
     paper = Scale(
         'paper', pairs=(2_572, 25_723), held_out=1_430, test=1_000, encoder=dict(name='base'), crop=10.,
@@ -95,7 +103,7 @@ def _scales():
         decoder='gpt2-medium', warmup=None,
         captioner=TrainConfig(steps=epochs(100, 64), batch_size=64, lr=1e-4, mixed_precision='bf16', num_workers=8), sentences=0,
         readers=('gpt2-large', 'EleutherAI/gpt-neo-1.3B'))
-    return {s.name: s for s in (smoke, mini, paper)}
+    return {s.name: s for s in (smoke, mini, gpu, paper)}
 
 # %% ../nbs/50_experiments.ipynb #b6e81d79
 SCALES = _scales()
@@ -109,14 +117,23 @@ class Lab:
     sources: str = '' # a file that says which recordings, captions and models are on disk; without one all clips are rendered
 
     @classmethod
-    def at(cls, scale: str = 'mini', seed: int = 1, start: str | None = None, sources: str = ''):
-        "The laboratory of a scale, by name; `start` says where the captioner's encoder begins, by default where the scale says."
+    def at(cls, scale: str = 'mini', seed: int = 1, start: str | None = None, sources: str = '', pairs: str = ''):
+        "The laboratory of a scale, by name; `start`: where the captioner's encoder begins, `pairs`: how many it learns from; both by default as the scale says."
         if scale not in SCALES: raise LogocentricError(f'unknown scale {scale!r}: choose from {", ".join(SCALES)}')
         start = start or SCALES[scale].start
         if start not in STARTS: raise LogocentricError(f'unknown start {start!r}: choose from {", ".join(STARTS)}')
         told = read_sources(sources).captions
         own = dict(pairs=_a_tenth_and_all(sum(told.caption_parts()['train'].table['texts'].map(len))), beside=0.) if told else {} # just what was given
+        if pairs: own |= dict(pairs=_numbers(pairs, own['pairs'][-1] if told else None))
         return cls(replace(SCALES[scale], start=start, **own), seed, sources)
+
+def _numbers(text, most):
+    "Numbers of pairs, from few to many, out of a text with commas."
+    try: found = tuple(int(n) for n in text.split(','))
+    except ValueError: found = ()
+    if not found or list(found) != sorted(set(found)) or found[0] < 1: raise LogocentricError(f'{text!r}: expected numbers of pairs from few to many, such as 2000, 22000')
+    if most and found[-1] > most: raise LogocentricError(f'{found[-1]:,} pairs are asked for, and the captions on disk are {most:,}')
+    return found
 
 def _a_tenth_and_all(n): return max(1, n//10), n # as the paper's 2,572 and 25,723
 
@@ -141,7 +158,8 @@ _SPLITS = dict(train=(0, None, False), valid=(1, None, False), fma_valid=(1, Non
 def rendered(self: Lab, split: str) -> Corpus:
     "The rendered clips of a split: features, true attributes, labels, descriptions."
     number, labels, shift = _SPLITS[split]
-    n = self.scale.pairs[-1] if split == 'train' else self.scale.test if labels else self.scale.held_out
+    train = min(self.scale.pairs[-1], self.scale.kept or self.scale.pairs[-1])
+    n = train if split == 'train' else self.scale.test if labels else self.scale.held_out
     config = dict(n=n, seed=100*self.seed + number, labels=labels, shift=shift)
     def make(folder): build_corpus(folder, **config, desc=f'render {split}')
     return Corpus(stage('corpus', dict(config, code=code_hash('corpus', 'frontend')), make))
@@ -283,7 +301,7 @@ def mae(self: Lab, mask_ratio: float) -> Path:
                         reference_lines=guessers, desc=f'encoder, {mask_ratio:.0%} masked')
         model.save_pretrained(folder)
         return history.keep(folder)
-    return stage('mae', config, make)
+    return stage('mae', config, make, together=True)
 
 # %% ../nbs/50_experiments.ipynb #09426da7
 @patch
@@ -320,7 +338,7 @@ def ear(self: Lab,
         pretrain(self.rendered('train'), self.sounds('train'), self.frontend(), MAEConfig.preset(**encoder), settings, folder, valid, objective,
                  self.crop_frames(), of, desc='ear')
         shutil.rmtree(folder/'training', ignore_errors=True)
-    return stage('ear', config, make)
+    return stage('ear', config, make, together=True)
 
 # %% ../nbs/50_experiments.ipynb #22a97cb2
 STARTS = dict(ear='the ear that comes with the package', ear_random='its architecture with random weights',
@@ -378,7 +396,7 @@ def reconstruction(self: Lab, logmels: torch.Tensor, mask_ratio: float) -> Recon
 def beside(self: Lab, split: str) -> SoundCorpus | None:
     "The sounds that stand beside the music of a split; none beside test sets, and where the scale has none."
     if split not in SOUND_SEEDS: return None
-    n = round(self.scale.beside*(self.scale.pairs[-1] if split == 'train' else self.scale.held_out))
+    n = round(self.scale.beside*(len(self.corpus('train')) if split == 'train' else self.scale.held_out))
     return self.sounds(split, n) if n else None
 
 # %% ../nbs/50_experiments.ipynb #a72d84a6
@@ -421,7 +439,7 @@ def voice(self: Lab) -> Path | str:
         history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed), prefix, folder=folder/'training', desc='GPT-2 reads')
         for part in (model, tokenizer): part.save_pretrained(folder)
         return history.keep(folder)
-    return stage('voice', config, make)
+    return stage('voice', config, make, together=True)
 
 # %% ../nbs/50_experiments.ipynb #50a00030
 @patch
@@ -448,13 +466,35 @@ def recalled(self: Lab, model: Captioner, split: str, n: int | None, folder: Pat
     return Pairs(columns, pairs.texts*len(heard), pairs.tokenizer, windows, pairs.ids*len(heard), active*len(heard), what='columns')
 
 # %% ../nbs/50_experiments.ipynb #50a00033
+class _WithSounds:
+    "Music that is rendered when it is asked for, and behind it `n` sounds from the disk."
+    def __init__(self, music: Rendered, sounds: SoundCorpus | None, n: int): self.music, self.sounds, self.n = music, sounds, n if sounds is not None else 0
+    def __len__(self): return len(self.music) + self.n
+    def clip(self, i):
+        if i < len(self.music): return self.music.clip(i)
+        k = (i - len(self.music)) % len(self.sounds)
+        return dict(id='sound ' + self.sounds.table.id[k], logmel=self.sounds.features[k], text=self.sounds.table.description[k], active=self.sounds.active[k])
+
+# %% ../nbs/50_experiments.ipynb #571168f8
+@patch
+def is_live(self: Lab, n_pairs: int) -> bool:
+    "Whether so many pairs are more than are kept."
+    return bool(self.scale.kept) and n_pairs > self.scale.kept and not self.disk.captions
+
+@patch
+def live(self: Lab, n_pairs: int) -> LazyPairs:
+    "The first `n_pairs` clips of music and their share of sounds, rendered while they are learned from."
+    music = Rendered(n_pairs, seed=100*self.seed + _SPLITS['train'][0])
+    return LazyPairs(_WithSounds(music, self.beside('train'), round(self.scale.beside*n_pairs)), partial(tokenise, self.tokenizer()), self.crop_frames())
+
+# %% ../nbs/50_experiments.ipynb #8a42a8fb
 @patch
 def lessons(self: Lab, model: Captioner, n_pairs: int, folder: Path) -> tuple[Pairs, Pairs]:
     "Training and validation pairs of a captioner: pictures, or the columns of an ear that stands still."
-    if not self.still: return self.pairs('train', n_pairs), self.pairs('valid')
+    if not self.still: return self.live(n_pairs) if self.is_live(n_pairs) else self.pairs('train', n_pairs), self.pairs('valid')
     return self.recalled(model, 'train', n_pairs, folder), self.recalled(model, 'valid', None, folder)
 
-# %% ../nbs/50_experiments.ipynb #571168f8
+# %% ../nbs/50_experiments.ipynb #dad10d7f
 @patch
 def captioner(self: Lab, n_pairs: int) -> Path:
     "The folder of a captioner, trained on the first `n_pairs` pairs."
@@ -472,7 +512,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
         model.calibrate_novelty(self.batches('train', 512), self.batches('heldout', 512))
         model.save_pretrained(folder)
         return history.keep(folder)
-    return stage('captioner', config, make)
+    return stage('captioner', config, make, together=True)
 
 # %% ../nbs/50_experiments.ipynb #cd576199
 @patch
@@ -540,7 +580,7 @@ def reasoner(self: Lab, reader: str) -> Path | str:
     def make(folder):
         _, history = train_reasoner(reader, self.knowledge(), self.tokenizer(), folder, steps=self.scale.reader_steps, seed=self.seed)
         return history.keep(folder)
-    return stage('reasoner', config, make)
+    return stage('reasoner', config, make, together=True)
 
 # %% ../nbs/50_experiments.ipynb #040ab0ff
 @patch
@@ -783,7 +823,7 @@ def run_output(name: str, parameters: dict) -> tuple[Path, str]:
 
 # %% ../nbs/50_experiments.ipynb #0f7a2765
 def run_experiment(name: str,                 # one of `EXPERIMENTS`
-                   scale: str = 'mini',       # `smoke`, `mini` or `paper`
+                   scale: str = 'mini',       # `smoke`, `mini`, `gpu` or `paper`
                    seed: int = 1,
                    **parameters               # further parameters of the notebook
                   ) -> Path:                  # the executed notebook
@@ -915,8 +955,8 @@ def walk_abreast(lab: Lab, steps: list[Step], road: Road, workers: int = 2) -> N
 
 # %% ../nbs/50_experiments.ipynb #3387b283
 def walk_fast(lab: Lab, steps: list[Step], road: Road) -> None:
-    "Take steps in their order: two at a time on a CPU of several cores, else one."
-    abreast = best_device().type == 'cpu' and os.cpu_count() > 1
+    "Take steps in their order: two at a time on a CPU of several cores, else one; all processes of a launch take the same ones."
+    abreast = best_device().type == 'cpu' and os.cpu_count() > 1 and launched() == 1
     (walk_abreast if abreast else walk)(lab, steps, road)
 
 # %% ../nbs/50_experiments.ipynb #d3c8194a
@@ -1035,25 +1075,40 @@ def is_reproduced(scale: str, seed: int, sources: str = '') -> bool:
     return all(_finished(*run_output(name, dict(scale=scale, seed=seed, **given))) for name in EXPERIMENTS)
 
 # %% ../nbs/50_experiments.ipynb #afe67435
-def travel(lab: Lab) -> None:
-    "Render, train, answer, and run the notebooks, with one bar over all of it."
+_LAUNCHER = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what it tells its processes
+
+def go_on_alone() -> bool:
+    "Part from the other processes of a launch; whether this is the main one, which goes on."
+    if launched() == 1: return True
+    everyone, main = all_processes(), all_processes().is_main_process
+    everyone.wait_for_everyone()
+    everyone.destroy_process_group()
+    everyone._reset_state()
+    for name in [k for k in os.environ if k in _LAUNCHER or k.startswith(('ACCELERATE_', 'TORCHELASTIC_'))]: del os.environ[name]
+    return main
+
+# %% ../nbs/50_experiments.ipynb #de94ac20
+def travel(lab: Lab) -> bool:
+    "Render, train, answer, and run the notebooks, with one bar over all of it; false in a process of a launch that is not needed to the end."
     notebooks = [Step(f'notebook {name}', 9, 'run', (name,)) for name in EXPERIMENTS]
-    models = lab.training() + lab.answering()
-    road = Road(sum(step.weight for step in lab.rendering() + models + notebooks))
+    road = Road(sum(step.weight for step in lab.rendering() + lab.training() + lab.answering() + notebooks))
     walk(lab, lab.rendering(), road)
-    walk_fast(lab, models, road)
+    walk_fast(lab, lab.training(), road)
+    if not go_on_alone(): return False
+    walk_fast(lab, lab.answering(), road)
     lab.publish()
     walk_fast(lab, notebooks, road)
     road.bar.close()
+    return True
 
-# %% ../nbs/50_experiments.ipynb #de94ac20
-def reproduce(scale: str = 'mini', # `smoke`, `mini` or `paper`
+# %% ../nbs/50_experiments.ipynb #1bb51a96
+def reproduce(scale: str = 'mini', # `smoke`, `mini`, `gpu` or `paper`
               seed: int = 1,       # seed of every random choice
               sources: str = '',   # a file that says where recordings, captions and models are
              ) -> str:             # the tables, and where the report lies
     "Make every table and figure of the paper at a scale; what is done already is not done again."
     sources = sources and str(Path(sources).expanduser().absolute())
     lab, start = Lab.at(scale, seed, sources=sources), time.time()
-    if not is_reproduced(scale, seed, sources): travel(lab)
+    if not (is_reproduced(scale, seed, sources) or travel(lab)): return ''
     path = report(scale, seed, sources)
     return f"{path.read_text(encoding='utf-8')}\nreport: {path} and {path.with_suffix('.html')}\n{time.time() - start:.0f} s"

@@ -18,11 +18,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .captioner import Captioner, sound_mask
+from .captioner import Captioner
 from .clips import Clips, build_clips
 from .core import LogocentricError, cache_path, code_hash, config_hash, progress
 from .corpus import LABELS, logmel_statistics
 from .datasets import DATASETS, DataError, Manifest, read_dataset, read_table
+from .frontend import Window
 from .metrics import majority_level
 
 # %% ../nbs/47_sources.ipynb #8b5b3608
@@ -168,7 +169,7 @@ def hear_tracks(model: Captioner,
                 batch_size: int = 64, # windows heard at a time
                 desc: str = ''        # name on the progress bar; none without one
                ) -> Iterable[torch.Tensor]: # (b, features), recording by recording in their order
-    "Pooled features of whole recordings, averaged over their windows by length."
+    "What the bridge is told of whole recordings: pooled features averaged over their windows by length, or the columns of all of them."
     policy, rate = model.eval().length, model.frontend.config.frame_rate
     of = lambda i: track_windows(int(clips.frames[i]), round(policy.window*rate), round(policy.min_seconds*rate))
     groups = list(chunked(rows, max(1, batch_size//3)))
@@ -176,11 +177,8 @@ def hear_tracks(model: Captioner,
         windows = [(i, *w) for i in group for w in of(i)]
         pictures = [clips.logmel(i)[a:b] for i, a, b in windows]
         batch, mask = policy.batch(pictures, model.frontend.config.silence)
-        heard = model.hear(batch.to(model.device), mask.to(model.device))
-        lengths = torch.tensor([b - a for _, a, b in windows], device=heard.device, dtype=heard.dtype)
-        owner = torch.tensor([group.index(i) for i, *_ in windows], device=heard.device)
-        total = heard.new_zeros(len(group)).index_add(0, owner, lengths)
-        yield heard.new_zeros(len(group), heard.shape[1]).index_add(0, owner, heard*lengths[:, None])/total[:, None]
+        heard = model.hear(batch.to(model.device), mask.to(model.device)).split([len(of(i)) for i in group])
+        yield model.prefix.gather([model.prefix.whole(h, [Window(a/rate, b/rate) for a, b in of(i)], policy) for i, h in zip(group, heard)])
 
 # %% ../nbs/47_sources.ipynb #4c930657
 def _regression(): return make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000))

@@ -204,7 +204,7 @@ def painted(self: TagLab) -> Path:
         model.save_pretrained(folder)
         write_json(folder/'frontend.json', frontend.to_dict())
         return history.keep(folder)
-    return stage('painted', config, make)
+    return stage('painted', config, make, together=True)
 
 # %% ../nbs/46_table3.ipynb #d1d40aa6
 @lru_cache
@@ -316,7 +316,7 @@ def tagger(self: TagLab, size: str) -> Path:
                         param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.))
         model.save_pretrained(folder)
         return history.keep(folder)
-    return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make)
+    return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make, together=True)
 
 # %% ../nbs/46_table3.ipynb #30f0e39f
 @patch
@@ -333,7 +333,7 @@ def direct(self: TagLab) -> Path:
                         desc='sigmoids learn tags')
         model.save_pretrained(folder)
         return history.keep(folder)
-    return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make)
+    return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make, together=True)
 
 # %% ../nbs/46_table3.ipynb #7ff4c695
 @patch
@@ -412,4 +412,4 @@ def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300)
             else: scores[out] = next_tag(self.taught(size, pairs, steps, warm=kind != 'words'), features[out], tags).exp().sum(-1).numpy()
         np.save(folder/'scores.npy', scores)
     config = self.config(decoder=self.plan.decoders[size], foreign=clips.manifest['hash'], kind=kind, steps=steps, tagger=self.tagger(size).name)
-    return np.load(stage('folds', config, make)/'scores.npy')
+    return np.load(stage('folds', config, make, together=True)/'scores.npy')

@@ -1,5 +1,6 @@
 "End to end at scale smoke: from nothing to tables, figures, a report, and a model that describes a file."
 import os, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 import pytest
 from logocentric.core import LogocentricError, load_records, project_root, read_json
@@ -76,7 +77,6 @@ def test_unknown_parameters_and_scales_are_refused(home):
 
 def test_models_by_name_or_folder(told, home, tmp_path):
     "The way of scale `paper`: decoder and reasoner are loaded by name, here from folders with tiny models of the same architectures."
-    from dataclasses import replace
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
     tokenizer = Lab.at('smoke', 1).tokenizer()
     ids = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
@@ -90,6 +90,50 @@ def test_models_by_name_or_folder(told, home, tmp_path):
     missing = Lab(replace(scale, readers=('/no/such/model',)), 1)
     with pytest.raises(LogocentricError, match='no language model'): missing.row('gtzan', '/no/such/model', scale.pairs[-1])
     assert SCALES['paper'].decoder == 'gpt2-medium' and SCALES['paper'].readers == ('gpt2-large', 'EleutherAI/gpt-neo-1.3B')
+
+
+def test_pairs_beyond_what_is_kept_are_rendered(home, one_thread):
+    "As at scale `gpu`: the clips that are rendered while training are those that would have been kept, and there is one sound for four of them."
+    scale = replace(SCALES['smoke'], kept=8, pairs=(8, 24))
+    lab, whole = Lab(scale, 3), Lab(replace(scale, kept=None), 3)
+    assert (len(lab.corpus('train')), len(whole.corpus('train'))) == (8, 24) and not lab.is_live(8) and not whole.is_live(24)
+    live = lab.live(24)
+    assert len(live) == 30 and live.clips.clip(29)['id'].startswith('sound ')
+    for i in (0, 7, 23):
+        clip = live.clips.clip(i)
+        assert (clip['logmel'] == whole.corpus('train').features[i]).all() and clip['text'] == whole.corpus('train').table.description[i]
+    learned = read_json(lab.captioner(24)/'done.json')['config']
+    assert learned['pairs'] == 24 and learned['corpora'][0] == lab.corpus('train').folder.name
+    assert Lab.at('gpu').is_live(100_000) and not Lab.at('gpu').still
+
+
+@pytest.mark.parametrize('pairs, said', [('2000, x', 'expected numbers of pairs'), ('20, 10', 'from few to many'), ('', '')])
+def test_numbers_of_pairs(pairs, said):
+    if not said: assert Lab.at('smoke', pairs=pairs).scale.pairs == SCALES['smoke'].pairs and Lab.at('smoke', pairs='4,9').scale.pairs == (4, 9)
+    else:
+        with pytest.raises(LogocentricError, match=said): Lab.at('smoke', pairs=pairs)
+
+
+def test_a_curve_of_pairs(told, home, one_thread):
+    "Table 2 with three numbers of pairs is a curve, and its record says that they are not the scale's."
+    output = run_experiment('table2_data_scale', 'smoke', 1, pairs='8, 32, 64')
+    assert (home/'data'/'runs'/'smoke-1'/'figures'/'table2_accuracy.png').exists() and output.exists()
+    record, = [r for r in load_records(home/'data'/'runs'/'smoke-1'/'records', name='table2_data_scale') if 'pairs' in r.params]
+    assert sorted({r['pairs'] for r in record.metrics['rows']}) == [8, 32, 64]
+
+
+@pytest.mark.slow
+def test_reproduce_under_a_launch(tmp_path):
+    "Two processes over gloo, by the command of the README: one report, and the same stages as one process makes."
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
+    command = [str(Path(sys.executable).with_name('accelerate')), 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+               str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke', '--seed', '5']
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=os.environ | dict(LOGOCENTRIC_HOME=str(tmp_path), OMP_NUM_THREADS='1'))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count('# logocentric: scale smoke, seed 5') == 1
+    captioner, = [p for p in (tmp_path/'data'/'cache'/'captioner').iterdir() if read_json(p/'done.json')['config']['pairs'] == 64]
+    assert (captioner/'model.safetensors').exists() and len(read_json(captioner/'history.json')['rows']) == 4
 
 
 def test_papermill_from_the_root(told, home, tmp_path):
