@@ -45,7 +45,8 @@ def _accelerated(): return best_device().type != 'cpu'
 def own_randomness():
     "Leave the caller's random generators as they were."
     python, numpy_ = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    own = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else [] # of several GPUs the one in use
+    with torch.random.fork_rng(own):
         try: yield
         finally: random.setstate(python); np.random.set_state(numpy_)
 
@@ -521,7 +522,7 @@ def train(model: torch.nn.Module,           # called as `model(**batch)`, return
           by_clip: bool = False,            # draw dropout and masks for each clip on its own: the same however clips are shared out; slower
          ) -> History:
     "Train a model, or continue; it ends on its device, in evaluation mode, with its best weights."
-    need_all(desc)
+    need_all('training')
     run, accelerator = _begin(model, train_data, config, folder and Path(folder), param_groups, ByClip() if by_clip else None)
     wrapped, optimizer = accelerator.prepare(model.train(), run.optimizer)
     run.history.reference_lines, loss_fn = dict(reference_lines or {}), loss_fn or _plain_loss
