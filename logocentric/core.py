@@ -166,7 +166,9 @@ def all_processes():
     "All processes of this launch, as `accelerate` sees them: `process_index`, `num_processes`, `is_main_process`, `wait_for_everyone()`."
     from accelerate import PartialState   # here, for it is slow to import
     from accelerate.utils import parse_flag_from_env
-    return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
+    everyone = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU') or best_device().type == 'cpu')
+    if everyone.num_processes != launched(): raise LogocentricError(f'{launched()} processes were launched, and accelerate sees {everyone.num_processes}: start them by `accelerate launch` or `torchrun`, before anything of accelerate is used')
+    return everyone
 
 # %% ../nbs/00_core.ipynb #66d16fa8
 _MADE_ALONE = []

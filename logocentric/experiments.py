@@ -297,7 +297,7 @@ def mae(self: Lab, mask_ratio: float) -> Path:
         set_seed(self.seed)
         model = MAEModel(MAEConfig.preset(**self.scale.encoder, mask_ratio=mask_ratio, pad_value=self.silence()))
         guessers = {k: v for k, v in self.mae_losses(model.eval()).items() if k != 'model'}
-        history = train(model, self.crops('train'), replace(self.scale.mae, seed=self.seed), self.crops('valid'), folder=folder/'training',
+        history = train(model, self.crops('train'), replace(self.scale.mae, seed=self.seed).shared_out(), self.crops('valid'), folder=folder/'training',
                         reference_lines=guessers, desc=f'encoder, {mask_ratio:.0%} masked')
         model.save_pretrained(folder)
         return history.keep(folder)
@@ -335,7 +335,7 @@ def ear(self: Lab,
                   objective=objective.to_dict(), of=of, frames=self.crop_frames(), code=code_hash('mae', 'pretrain'))
     def make(folder):
         valid = Listening(self.rendered('valid'), self.sounds('valid'), self.frontend(), self.crop_frames(), random=False, of=of)
-        pretrain(self.rendered('train'), self.sounds('train'), self.frontend(), MAEConfig.preset(**encoder), settings, folder, valid, objective,
+        pretrain(self.rendered('train'), self.sounds('train'), self.frontend(), MAEConfig.preset(**encoder), settings.shared_out(), folder, valid, objective,
                  self.crop_frames(), of, desc='ear')
         shutil.rmtree(folder/'training', ignore_errors=True)
     return stage('ear', config, make, together=True)
@@ -436,7 +436,7 @@ def voice(self: Lab) -> Path | str:
         set_seed(self.seed)
         tokenizer, texts = self.tokenizer(), self.pairs('train').texts
         model = GPT2LMHeadModel(gpt2_config(tokenizer, **self.scale.decoder))
-        history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed), prefix, folder=folder/'training', desc='GPT-2 reads')
+        history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed).shared_out(), prefix, folder=folder/'training', desc='GPT-2 reads')
         for part in (model, tokenizer): part.save_pretrained(folder)
         return history.keep(folder)
     return stage('voice', config, make, together=True)
@@ -506,7 +506,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
         set_seed(self.seed)
         model = self.unheard(n_pairs)
         pairs, valid = self.lessons(model, n_pairs, folder/'training')
-        history = train(model, pairs, replace(settings, seed=self.seed), valid, folder=folder/'training',
+        history = train(model, pairs, replace(settings, seed=self.seed).shared_out(), valid, folder=folder/'training',
                         param_groups=model.param_groups(settings, encoder_rate=self.encoder_rate),
                         reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
         model.calibrate_novelty(self.batches('train', 512), self.batches('heldout', 512))

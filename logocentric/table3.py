@@ -200,7 +200,7 @@ def painted(self: TagLab) -> Path:
         silence = (LogMel(frontend).config.silence - frontend.mean)/frontend.std
         model = MAEModel(MAEConfig.preset(preset, pad_value=silence))
         crops = Crops(clips, frontend, clips.features.shape[1]//model.config.patch_frames*model.config.patch_frames)
-        history = train(model, crops, replace(self.plan.paint, seed=self.seed, keep='last'), folder=folder/'training', desc=f'{preset} encoder paints')
+        history = train(model, crops, replace(self.plan.paint, seed=self.seed, keep='last').shared_out(), folder=folder/'training', desc=f'{preset} encoder paints')
         model.save_pretrained(folder)
         write_json(folder/'frontend.json', frontend.to_dict())
         return history.keep(folder)
@@ -310,7 +310,7 @@ def tagger(self: TagLab, size: str) -> Path:
     def make(folder):
         tags = self.tags(size)
         model = self.unheard(size, tags, self.places('train'))
-        settings = replace(self.plan.train, seed=self.seed)
+        settings = replace(self.plan.train, seed=self.seed).shared_out()
         pairs = {s: TagPairs(self.heard(model, s), self.places(s), tags) for s in ('train', 'validation')}
         history = train(model, pairs['train'], settings, pairs['validation'], folder=folder/'training', desc=f'{size} GPT-2 learns tags',
                         param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.))
@@ -329,7 +329,7 @@ def direct(self: TagLab) -> Path:
         model = SigmoidTagger.beside(captioner, self.labels(), self.plan.hidden)
         model.encoder.requires_grad_(not self.still)
         pairs = {s: TargetPairs(self.heard(captioner, s), self.truth(s)) for s in ('train', 'validation')}
-        history = train(model, pairs['train'], replace(self.plan.train, seed=self.seed, lr=self.plan.direct_lr), pairs['validation'], folder=folder/'training',
+        history = train(model, pairs['train'], replace(self.plan.train, seed=self.seed, lr=self.plan.direct_lr).shared_out(), pairs['validation'], folder=folder/'training',
                         desc='sigmoids learn tags')
         model.save_pretrained(folder)
         return history.keep(folder)

@@ -9,7 +9,7 @@ __all__ = ['derived_seed', 'seed_all', 'own_randomness', 'batch_indices', 'fetch
 # %% ../nbs/02_training.ipynb #b3c383e0
 import math, random, shutil, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import InitVar, asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, default_collate, default_convert
 from transformers import get_scheduler
-from .core import LogocentricError, all_processes, atomic_write, best_device, bf16_pays, need_all, progress as progress_bar, write_json
+from .core import LogocentricError, all_processes, atomic_write, best_device, bf16_pays, launched, need_all, progress as progress_bar, write_json
 
 # %% ../nbs/02_training.ipynb #8c20b98c
 def derived_seed(*keys: int # e.g. seed, purpose, step
@@ -152,6 +152,14 @@ class TrainConfig:
         for name, value in dict(compile=compile, recompute=recompute).items(): object.__setattr__(self, name, value)
         if self.keep not in ('best', 'last'): raise ValueError(f"keep is 'best' or 'last', not {self.keep!r}")
         if self.steps < 1: raise ValueError('a run has at least one step')
+
+# %% ../nbs/02_training.ipynb #e5cd79dd
+@patch
+def shared_out(self: TrainConfig) -> TrainConfig:
+    "The same steps, their clips shared by all processes of a launch."
+    each, rest = divmod(self.batch_size, launched())
+    if rest: raise LogocentricError(f'{self.batch_size} clips in a step cannot be shared by {launched()} processes: start a number of them that divides {self.batch_size}')
+    return replace(self, batch_size=each)
 
 # %% ../nbs/02_training.ipynb #b70130c2
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

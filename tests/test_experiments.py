@@ -124,11 +124,10 @@ def test_a_curve_of_pairs(told, home, one_thread):
 
 @pytest.mark.slow
 def test_reproduce_under_a_launch(tmp_path):
-    "Two processes over gloo, by the command of the README: one report, and the same stages as one process makes."
+    "Two processes over gloo: one report, and the stages are made once. `torchrun` starts what `accelerate launch` starts where there are GPUs."
     (tmp_path/'data').mkdir()
     (tmp_path/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
-    command = [str(Path(sys.executable).with_name('accelerate')), 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
-               str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke', '--seed', '5']
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29531', str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke', '--seed', '5']
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=os.environ | dict(LOGOCENTRIC_HOME=str(tmp_path), OMP_NUM_THREADS='1'))
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count('# logocentric: scale smoke, seed 5') == 1
