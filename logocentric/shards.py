@@ -74,16 +74,16 @@ def _read(read, item):
 # %% ../nbs/17_shards.ipynb #2a3ab68a
 def _write_shard(folder: str, number: int, items: list, read: Callable) -> int:
     "Read clips, write them to one tar file, then what there is to know of it; how many clips it was asked for."
-    path, rows, ranges, failed, shapes, at, digest = _shard(folder, number), [], [], {}, set(), 0, hashlib.sha256()
+    path, rows, ranges, failed, shapes, at, digest = _shard(folder, number), [], [], {}, [], 0, hashlib.sha256()
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
         for item in items:
             clip, why = _read(read, item)
             if why: failed[_name(item)] = why; continue
             raw = clip_bytes(f'{number:06d}-{len(rows):06d}', clip)
             file.write(raw); digest.update(raw); rows.append(dict(_plain_row(clip), text=clip.get('text') or ''))
-            ranges.append([at, at := at + len(raw), zlib.crc32(raw)]); shapes.add(clip['logmel'].shape)
+            ranges.append([at, at := at + len(raw), zlib.crc32(raw)]); shapes.append(clip['logmel'].shape)
         file.write(bytes(1024)); digest.update(bytes(1024))
-    about = dict(clips=len(rows), bytes=at + 1024, sha256=digest.hexdigest(), shapes=sorted(shapes), failed=failed)
+    about = dict(clips=len(rows), frames=sum(s[0] for s in shapes), bytes=at + 1024, sha256=digest.hexdigest(), shapes=sorted(set(shapes)), failed=failed)
     with atomic_write(path.with_suffix('.json')) as temporary: temporary.write_text(_json(dict(about, ranges=ranges, rows=rows)), encoding='utf-8')
     return len(items)
 
@@ -168,10 +168,12 @@ def _share_out(folder: Path, tasks: Iterable, read: Callable, processes: int, ba
             while len(waiting) > until:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for d in done: bar.update(d.result())
-        for number, items in tasks:
-            waiting.add(pool.submit(_on_one_thread, _write_shard, str(folder), number, items(), read))
-            collect(2*processes - 1)
-        collect(0)
+        try:
+            for number, items in tasks:
+                waiting.add(pool.submit(_on_one_thread, _write_shard, str(folder), number, items(), read))
+                collect(2*processes - 1)
+            collect(0)
+        except BaseException: pool.shutdown(cancel_futures=True); raise
 
 # %% ../nbs/17_shards.ipynb #04d9b31b
 def _from_generator(folder: Path, clips: Iterable, size: int, bar) -> int:
@@ -228,11 +230,11 @@ def _write_index(folder: Path, job: dict, count: int, tolerate: int) -> None:
     for k in range(count):
         about = read_json(_shard(folder, k).with_suffix('.json'))
         ranges.append(np.array(about['ranges'], np.int64).reshape(-1, 3)); failed |= about['failed']
-        shards.append(dict(name=_shard(folder, k).name, **{key: about[key] for key in ('clips', 'bytes', 'sha256', 'shapes')}))
+        shards.append(dict(name=_shard(folder, k).name, **{key: about[key] for key in ('clips', 'frames', 'bytes', 'sha256', 'shapes')}))
     _refuse(folder, failed, sum(s['clips'] for s in shards) + len(failed), tolerate)
     with atomic_write(folder/'clips.npy') as path, open(path, 'wb') as file: np.save(file, np.concatenate(ranges))
     shapes = {tuple(x) for s in shards for x in s.pop('shapes')}
-    write_json(folder/'index.json', dict(job, clips=sum(s['clips'] for s in shards), failed=len(failed), shape=list(*shapes) if len(shapes) == 1 else None,
+    write_json(folder/'index.json', dict(job, clips=sum(s['clips'] for s in shards), frames=sum(s['frames'] for s in shards), failed=len(failed), shape=list(*shapes) if len(shapes) == 1 else None,
                                          hash=config_hash([s['sha256'] for s in shards]), shards=shards))
 
 # %% ../nbs/17_shards.ipynb #3f21c4df

@@ -1,5 +1,5 @@
 "Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks; music rendered while training."
-import errno, functools, http.server, inspect, json, shutil, sys, tarfile, threading, time
+import errno, functools, http.server, inspect, json, pickle, shutil, sys, tarfile, threading, time
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
@@ -11,7 +11,7 @@ from logocentric.corpus import build_corpus
 from logocentric.datasets import DataError, read_table
 from logocentric.frontend import FrontendConfig
 from logocentric.knowledge import train_tokenizer
-from logocentric.shards import LazyPairs, Rendered, Shards, clip_bytes, clip_of_bytes, write_shards
+from logocentric.shards import LazyPairs, Rendered, Shards, _source, clip_bytes, clip_of_bytes, write_shards
 from logocentric.sounds import build_sounds
 from logocentric.training import TrainConfig, batch_indices, fetch, train
 
@@ -79,7 +79,7 @@ def test_webdataset_reads_it(twenty):
 
 def test_index(twenty):
     index = twenty.index
-    assert (index['clips'], index['failed'], index['shape'], [s['clips'] for s in index['shards']]) == (20, 0, [6, 8], [3]*6 + [2])
+    assert (index['clips'], index['frames'], index['failed'], index['shape'], [s['clips'] for s in index['shards']]) == (20, 120, 0, [6, 8], [3]*6 + [2])
     assert index['frontend'] == FrontendConfig().to_dict() and twenty.damaged() == []
     assert write_shards(twenty.place, iter(made(20)), size=3).index == index
 
@@ -134,11 +134,17 @@ def test_texts_of_ones_own(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_writes_the_same_files(recordings, corpus, tmp_path):
+def test_any_number_of_workers_writes_the_same_files(recordings, tmp_path):
+    for n in (1, 2): write_shards(tmp_path/f'{n}', recordings, seconds=.6, size=2, processes=n)
+    assert contents(tmp_path/'1') == contents(tmp_path/'2')
+
+
+def test_what_goes_to_workers(recordings, corpus):
     for source in (recordings, corpus, Rendered(5, seed=3)):
-        name = type(source).__name__
-        for n in (1, 2): write_shards(tmp_path/f'{name}{n}', source, seconds=.6, size=2, processes=n)
-        assert contents(tmp_path/f'{name}1') == contents(tmp_path/f'{name}2')
+        here = _source(source, None, .6, FrontendConfig())
+        there = pickle.loads(pickle.dumps((here.items([3, 1]), here.read)))
+        assert len(pickle.dumps(here.read)) < 200_000, 'no features travel'
+        for a, b in zip(there[0], here.items([3, 1])): assert clip_bytes('k', there[1](a)) == clip_bytes('k', here.read(b))
 
 
 # --- killed, full, damaged
