@@ -69,7 +69,7 @@ def _read(read, item):
     "A clip, or why there is none."
     try: clip = read(item)
     except (LogocentricError, OSError, RuntimeError) as e: return None, e.reason if isinstance(e, AudioError) else str(e) or type(e).__name__
-    return clip, None if np.isfinite(clip['logmel']).all() else 'its log-mel holds infinite numbers or NaN'
+    return clip, None if (np.abs(clip['logmel']) <= np.finfo(np.float16).max).all() else 'its log-mel holds numbers that float16 does not: NaN, infinite or too large'
 
 # %% ../nbs/17_shards.ipynb #2a3ab68a
 def _write_shard(folder: str, number: int, items: list, read: Callable) -> int:
@@ -83,6 +83,7 @@ def _write_shard(folder: str, number: int, items: list, read: Callable) -> int:
             file.write(raw); digest.update(raw); rows.append(dict(_plain_row(clip), text=clip.get('text') or ''))
             ranges.append([at, at := at + len(raw), zlib.crc32(raw)]); shapes.append(clip['logmel'].shape)
         file.write(bytes(1024)); digest.update(bytes(1024))
+        file.flush(); os.fsync(file.fileno())
     about = dict(clips=len(rows), frames=sum(s[0] for s in shapes), bytes=at + 1024, sha256=digest.hexdigest(), shapes=sorted(set(shapes)), failed=failed)
     with atomic_write(path.with_suffix('.json')) as temporary: temporary.write_text(_json(dict(about, ranges=ranges, rows=rows)), encoding='utf-8')
     return len(items)
@@ -135,7 +136,7 @@ def _source(source, texts, seconds: float, config: FrontendConfig) -> _Source:
     if isinstance(source, Manifest):
         source.require()
         items = lambda numbers: [dict(r, file=str((Path(source.root)/r['path']).absolute()), duration=None if r['duration'] != r['duration'] else r['duration']) for r in rows(numbers)]
-        return _Source(dict(name=source.name, hash=source.hash, seconds=seconds, frontend=config.to_dict(), texts=about), items, _Decoded(seconds, config), len(table),
+        return _Source(dict(name=source.name, hash=source.hash, ids=config_hash(table['id'].tolist()), seconds=seconds, frontend=config.to_dict(), texts=about), items, _Decoded(seconds, config), len(table),
                        (clip_frames(seconds, config), config.n_mels))
     job = read_json(source.folder/'corpus.json')
     name = job.get('name') or f"{job.get('kind', 'music')} of seed {job['seed']}"
@@ -180,10 +181,10 @@ def _from_generator(folder: Path, clips: Iterable, size: int, bar) -> int:
     "Write what a generator gives, shard by shard; how many shards there are."
     number = -1
     for number, items in enumerate(chunked(clips, size)):
-        if odd := next((c for c in items if not (isinstance(c, dict) and 'id' in c and getattr(c.get('logmel'), 'ndim', 0) == 2)), None):
-            raise LogocentricError(f'a clip is a dict with id, logmel (frames, mels), text and more, not {str(odd)[:60]}')
+        if odd := [c for c in items if not (isinstance(c, dict) and 'id' in c and getattr(c.get('logmel'), 'ndim', 0) == 2)]:
+            raise LogocentricError(f'a clip is a dict with id, logmel (frames, mels), text and more, not {str(odd[0])[:60]}')
         done = _finished(folder, number)
-        if done and sorted([*(r['id'] for r in done['rows']), *done['failed']]) != sorted(str(c['id']) for c in items):
+        if done and sorted([*(str(r['id']) for r in done['rows']), *done['failed']]) != sorted(str(c['id']) for c in items):
             raise LogocentricError(f'{_shard(folder, number).name} holds other clips than the generator gives now: choose another folder or delete it')
         bar.update(len(items) if done else _write_shard(str(folder), number, items, dict))
     return number + 1
@@ -318,10 +319,11 @@ class Shards:
         self.place, self.window, self.room = str(place).rstrip('/'), window, room
         self.remote = '://' in self.place
         self.index = json.loads(self._small('index.json'))
+        if odd := [s['name'] for s in self.index['shards'] if s['name'] != Path(s['name']).name]: raise LogocentricError(f'{odd[0]!r} in the index of {self.place} is not the name of a file')
         self.ranges = np.load(io.BytesIO(self._small('clips.npy')))                     # (clips, 3): start, stop, checksum
         self.first = np.cumsum([0, *(s['clips'] for s in self.index['shards'])])        # number of the first clip of each shard, and of all
         self.shape, self.config = tuple(self.index['shape'] or ()), FrontendConfig(**self.index['frontend'])
-        self.cache = Path(cache or cache_path('shards'))/f"{self.index['name'].split()[0]}-{self.index['hash']}"
+        self.cache = Path(cache or cache_path('shards'))/self.index['hash']
         self.about = {k: self.index[k] for k in ('name', 'hash', 'frontend', 'texts') if k in self.index}         # as a source of other shards
         if self.remote and room < (least := ((window or 10**9) + 2)*max(s['bytes'] for s in self.index['shards'])): raise LogocentricError(
             f'`room` for {room/1e9:.3g} GB cannot hold the shards of a window: give {least/1e9:.3g} GB, or a smaller `window`')
@@ -345,7 +347,8 @@ def clip(self: Shards, i: int) -> dict: # id, logmel (frames, mels) float16, tex
     shard, (start, stop, crc) = int(np.searchsorted(self.first, i, 'right')) - 1, self.ranges[i].tolist()
     raw = self.read(shard, start, stop)
     if len(raw) != stop - start or zlib.crc32(raw) != crc:
-        raise LogocentricError(f"{self.name(shard)} is damaged at clip {i:,} (bytes {start:,} to {stop:,}): delete it and {'read again' if self.remote else 'call `write_shards` as before'}, which makes it anew")
+        raise LogocentricError(f"{self.name(shard)} is damaged at clip {i:,} (bytes {start:,} to {stop:,}): "
+                              + (f'delete it in {self.cache}, to have it fetched again' if self.remote else f'delete it in {self.place} and call `write_shards` as before, which makes it anew'))
     return clip_of_bytes(raw)
 
 @patch
@@ -385,8 +388,10 @@ def table(self: Shards) -> pd.DataFrame:
 @patch
 def damaged(self: Shards) -> list[str]: # names; empty where all is well
     "Read every shard whole and compare it with its hash."
-    sha = lambda path: hashlib.file_digest(open(path, 'rb'), 'sha256').hexdigest()
-    return [s['name'] for k, s in progress(enumerate(self.index['shards']), desc='check', unit='shard') if not os.path.exists(self.local(k)) or sha(self.local(k)) != s['sha256']]
+    return [s['name'] for k, s in progress(enumerate(self.index['shards']), desc='check', unit='shard') if not self.local(k).exists() or _sha256(self.local(k)) != s['sha256']]
+
+def _sha256(path):
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
 
 # %% ../nbs/17_shards.ipynb #b5c42dd1
 def open_anywhere(address: str): # a path or an address; the file is binary
@@ -433,8 +438,7 @@ def bring(self: Shards, shard: int) -> None:
         LRUCleanup(str(self.cache), max(self.room - about['bytes'], 0), keyfn=os.path.getmtime, interval=None).cleanup()
         with atomic_write(path) as temporary:
             with open(temporary, 'wb') as file: _copy(f'{self.place}/{path.name}', file)
-            with open(temporary, 'rb') as file: found = hashlib.file_digest(file, 'sha256').hexdigest()
-            if found != about['sha256']: raise LogocentricError(f'{self.place}/{path.name} is damaged: what came is not what `index.json` says; upload it again')
+            if _sha256(temporary) != about['sha256']: raise LogocentricError(f'{self.place}/{path.name} is damaged: what came is not what `index.json` says; upload it again')
 
 # %% ../nbs/17_shards.ipynb #58bba238
 @patch

@@ -1,16 +1,18 @@
 "Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks; music rendered while training."
 import errno, functools, http.server, inspect, json, pickle, shutil, sys, tarfile, threading, time
+from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
 import logocentric.shards
-from logocentric.captioner import Pairs, tokenise
+from logocentric.captioner import Captioner, Pairs, tokenise
 from logocentric.clips import Crops, build_clips
 from logocentric.core import LogocentricError, read_json
 from logocentric.corpus import build_corpus
 from logocentric.datasets import DataError, read_table
 from logocentric.frontend import FrontendConfig
 from logocentric.knowledge import train_tokenizer
+from logocentric.mae import MAEConfig
 from logocentric.shards import LazyPairs, Rendered, Shards, _source, clip_bytes, clip_of_bytes, write_shards
 from logocentric.sounds import build_sounds
 from logocentric.training import TrainConfig, batch_indices, fetch, train
@@ -327,6 +329,23 @@ def test_what_is_not_used_makes_room(distant, tmp_path, monkeypatch):
     with pytest.raises(LogocentricError, match='cannot hold the shards of a window'): Shards(distant[0], window=2, room=size)
 
 
+def test_an_index_cannot_name_files_elsewhere(twenty, tmp_path):
+    index = json.loads((tmp_path/'twenty'/'index.json').read_text())
+    index['shards'][0]['name'] = '../../elsewhere.tar'
+    (tmp_path/'twenty'/'index.json').write_text(json.dumps(index))
+    with pytest.raises(LogocentricError, match='elsewhere.tar.* is not the name of a file'): Shards(twenty.place)
+
+
+def test_a_list_in_another_order_is_another_job(recordings, tmp_path):
+    write_shards(tmp_path/'s', recordings, seconds=.6, size=2, processes=1)
+    with pytest.raises(DataError, match='ids: '): write_shards(tmp_path/'s', replace(recordings, table=recordings.table[::-1].reset_index(drop=True)), seconds=.6, size=2, processes=1)
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path):
+    big = [dict(c, logmel=c['logmel'].astype(np.float32)*(1e6 if i == 1 else 1)) for i, c in enumerate(made(3))]
+    with pytest.raises(DataError, match='1 of 3 clips cannot be read:\n.*float16'): write_shards(tmp_path/'s', iter(big), size=3)
+
+
 def test_a_damaged_upload_is_named(twenty, tmp_path):
     store = fsspec.filesystem('memory')
     store.put(twenty.place, '/spoilt', recursive=True)
@@ -436,6 +455,17 @@ def test_training_goes_on_as_if_nothing_had_happened(twenty, tmp_path, source):
     with pytest.raises(Killed): train(Guess(mels), data, config(), folder=tmp_path/'run', loss_fn=dies, progress=False)
     assert train(Guess(mels), data, config(num_workers=2), folder=tmp_path/'run', progress=False).frame.loss.tolist() == whole
     assert len(whole) == steps and len(set(whole)) > 2
+
+
+def test_from_a_list_of_recordings_to_a_captioner(recordings, tokenizer, tmp_path):
+    write_shards(tmp_path/'shards', recordings, seconds=.8, size=3, processes=1)
+    shards = Shards(tmp_path/'shards')
+    model = Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer)
+    model.calibrate([torch.from_numpy(shards.features[:4]).float()], shards.table.text.tolist())
+    data = LazyPairs(shards, functools.partial(tokenise, model.tokenizer), crop=(32, 64))
+    history = train(model, data, TrainConfig(steps=3, batch_size=2, num_workers=2), data, progress=False)
+    assert np.isfinite(history.frame.loss).all() and np.isfinite(history.best_loss)
+    assert len(model.say(model.hear(torch.from_numpy(shards.features[:1]).float()), max_new_tokens=3)) == 1
 
 
 class Watched(LazyPairs):
