@@ -10,7 +10,7 @@ import errno, hashlib, io, json, multiprocessing, os, shutil, tarfile, threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import fsspec, numpy as np, pandas as pd, torch
@@ -19,9 +19,9 @@ from filelock import FileLock
 from webdataset import TarWriter
 from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
-from .clips import Clips, clip_frames, read_clip
+from .clips import clip_frames, read_clip
 from .core import LogocentricError, atomic_write, cache_path, config_hash, progress, quiet, read_json, write_json
-from .corpus import Corpus, _on_one_thread, _start_worker, clip_row, corpus_clip, render
+from .corpus import _on_one_thread, _start_worker, clip_row, corpus_clip, render
 from .datasets import DataError, Manifest, write_skip_list
 from .frontend import AudioError, FrontendConfig, LogMel
 from .sounds import crop_start
@@ -69,21 +69,22 @@ def _read(read, item):
     "A clip, or why there is none."
     try: clip = read(item)
     except (LogocentricError, OSError, RuntimeError) as e: return None, e.reason if isinstance(e, AudioError) else str(e) or type(e).__name__
-    return clip, None if np.isfinite(clip['logmel']).all() else 'its log-mel holds infinite numbers or NaN'
+    return clip, None if (np.abs(clip['logmel']) <= np.finfo(np.float16).max).all() else 'its log-mel holds numbers that float16 does not: NaN, infinite or too large'
 
 # %% ../nbs/17_shards.ipynb #2a3ab68a
 def _write_shard(folder: str, number: int, items: list, read: Callable) -> int:
     "Read clips, write them to one tar file, then what there is to know of it; how many clips it was asked for."
-    path, rows, ranges, failed, shapes, at, digest = _shard(folder, number), [], [], {}, set(), 0, hashlib.sha256()
+    path, rows, ranges, failed, shapes, at, digest = _shard(folder, number), [], [], {}, [], 0, hashlib.sha256()
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
         for item in items:
             clip, why = _read(read, item)
             if why: failed[_name(item)] = why; continue
             raw = clip_bytes(f'{number:06d}-{len(rows):06d}', clip)
             file.write(raw); digest.update(raw); rows.append(dict(_plain_row(clip), text=clip.get('text') or ''))
-            ranges.append([at, at := at + len(raw), zlib.crc32(raw)]); shapes.add(clip['logmel'].shape)
+            ranges.append([at, at := at + len(raw), zlib.crc32(raw)]); shapes.append(clip['logmel'].shape)
         file.write(bytes(1024)); digest.update(bytes(1024))
-    about = dict(clips=len(rows), bytes=at + 1024, sha256=digest.hexdigest(), shapes=sorted(shapes), failed=failed)
+        file.flush(); os.fsync(file.fileno())
+    about = dict(clips=len(rows), frames=sum(s[0] for s in shapes), bytes=at + 1024, sha256=digest.hexdigest(), shapes=sorted(set(shapes)), failed=failed)
     with atomic_write(path.with_suffix('.json')) as temporary: temporary.write_text(_json(dict(about, ranges=ranges, rows=rows)), encoding='utf-8')
     return len(items)
 
@@ -122,20 +123,20 @@ def _with_texts(table: pd.DataFrame, texts: str | dict | None) -> tuple[Callable
     if isinstance(texts, str) and texts not in table: raise LogocentricError(f'no column {texts!r} holds texts: there are {", ".join(table)}')
     if isinstance(texts, dict) and texts and (bare := [i for i in table['id'] if i not in texts]):
         raise LogocentricError(f'{len(bare):,} of {len(table):,} clips have no text, such as {bare[0]}: give one for each id, or leave those clips out')
-    if isinstance(texts, str): return (lambda row: dict({k: v for k, v in row.items() if k != texts}, text=row[texts])), dict(column=texts)
+    if isinstance(texts, str): return (lambda row: dict({k: v for k, v in row.items() if k != texts}, text=row[texts] if isinstance(row[texts], str) else '')), dict(column=texts)
     return (lambda row: dict(row, text=texts.get(row['id'], ''))), dict(given=len(texts), hash=config_hash(texts))
 
 # %% ../nbs/17_shards.ipynb #45c2d9c2
 def _source(source, texts, seconds: float, config: FrontendConfig) -> _Source:
     "One face for corpora, clips, manifests and all that can be asked for a clip."
-    if hasattr(source, 'clip'): return _Source(source.about, list, source.clip, len(source), source.shape)
+    if hasattr(source, 'about'): return _Source(source.about, list, source.clip, len(source), source.shape)
     if not hasattr(source, 'table'): raise LogocentricError(f'{type(source).__name__} is no source of clips: give a Manifest, a Corpus, Clips, or a generator of dicts')
     table, (told, about) = source.table, _with_texts(source.table, texts)
     rows = lambda numbers: [told(r) for r in table.iloc[numbers].to_dict('records')]
     if isinstance(source, Manifest):
         source.require()
         items = lambda numbers: [dict(r, file=str((Path(source.root)/r['path']).absolute()), duration=None if r['duration'] != r['duration'] else r['duration']) for r in rows(numbers)]
-        return _Source(dict(name=source.name, hash=source.hash, seconds=seconds, frontend=config.to_dict(), texts=about), items, _Decoded(seconds, config), len(table),
+        return _Source(dict(name=source.name, hash=source.hash, ids=config_hash(table['id'].tolist()), seconds=seconds, frontend=config.to_dict(), texts=about), items, _Decoded(seconds, config), len(table),
                        (clip_frames(seconds, config), config.n_mels))
     job = read_json(source.folder/'corpus.json')
     name = job.get('name') or f"{job.get('kind', 'music')} of seed {job['seed']}"
@@ -168,20 +169,22 @@ def _share_out(folder: Path, tasks: Iterable, read: Callable, processes: int, ba
             while len(waiting) > until:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for d in done: bar.update(d.result())
-        for number, items in tasks:
-            waiting.add(pool.submit(_on_one_thread, _write_shard, str(folder), number, items(), read))
-            collect(2*processes - 1)
-        collect(0)
+        try:
+            for number, items in tasks:
+                waiting.add(pool.submit(_on_one_thread, _write_shard, str(folder), number, items(), read))
+                collect(2*processes - 1)
+            collect(0)
+        except BaseException: pool.shutdown(cancel_futures=True); raise
 
 # %% ../nbs/17_shards.ipynb #04d9b31b
 def _from_generator(folder: Path, clips: Iterable, size: int, bar) -> int:
     "Write what a generator gives, shard by shard; how many shards there are."
     number = -1
     for number, items in enumerate(chunked(clips, size)):
-        if odd := next((c for c in items if not (isinstance(c, dict) and 'id' in c and getattr(c.get('logmel'), 'ndim', 0) == 2)), None):
-            raise LogocentricError(f'a clip is a dict with id, logmel (frames, mels), text and more, not {str(odd)[:60]}')
+        if odd := [c for c in items if not (isinstance(c, dict) and 'id' in c and getattr(c.get('logmel'), 'ndim', 0) == 2)]:
+            raise LogocentricError(f'a clip is a dict with id, logmel (frames, mels), text and more, not {str(odd[0])[:60]}')
         done = _finished(folder, number)
-        if done and sorted([*(r['id'] for r in done['rows']), *done['failed']]) != sorted(str(c['id']) for c in items):
+        if done and sorted([*(str(r['id']) for r in done['rows']), *done['failed']]) != sorted(str(c['id']) for c in items):
             raise LogocentricError(f'{_shard(folder, number).name} holds other clips than the generator gives now: choose another folder or delete it')
         bar.update(len(items) if done else _write_shard(str(folder), number, items, dict))
     return number + 1
@@ -228,11 +231,11 @@ def _write_index(folder: Path, job: dict, count: int, tolerate: int) -> None:
     for k in range(count):
         about = read_json(_shard(folder, k).with_suffix('.json'))
         ranges.append(np.array(about['ranges'], np.int64).reshape(-1, 3)); failed |= about['failed']
-        shards.append(dict(name=_shard(folder, k).name, **{key: about[key] for key in ('clips', 'bytes', 'sha256', 'shapes')}))
+        shards.append(dict(name=_shard(folder, k).name, **{key: about[key] for key in ('clips', 'frames', 'bytes', 'sha256', 'shapes')}))
     _refuse(folder, failed, sum(s['clips'] for s in shards) + len(failed), tolerate)
     with atomic_write(folder/'clips.npy') as path, open(path, 'wb') as file: np.save(file, np.concatenate(ranges))
     shapes = {tuple(x) for s in shards for x in s.pop('shapes')}
-    write_json(folder/'index.json', dict(job, clips=sum(s['clips'] for s in shards), failed=len(failed), shape=list(*shapes) if len(shapes) == 1 else None,
+    write_json(folder/'index.json', dict(job, clips=sum(s['clips'] for s in shards), frames=sum(s['frames'] for s in shards), failed=len(failed), shape=list(*shapes) if len(shapes) == 1 else None,
                                          hash=config_hash([s['sha256'] for s in shards]), shards=shards))
 
 # %% ../nbs/17_shards.ipynb #3f21c4df
@@ -260,7 +263,7 @@ def write_shards(folder: str | Path,              # where the shards go; unfinis
                 ) -> 'Shards':
     "Pack clips and their texts into tar files; finished ones are never made again."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    drawn = not (hasattr(source, 'clip') or hasattr(source, 'table')) and isinstance(source, Iterable)
+    drawn = isinstance(source, Iterable) and not hasattr(source, 'about')
     packed = _Source(dict(name='a generator', frontend=config.to_dict()), None, dict, None, None) if drawn else _source(source, texts, seconds, config)
     job = json.loads(_json(dict(kind='shards', **packed.about, n=packed.n, size=size, order=None if drawn else seed, note=note)))
     with FileLock(folder/'.lock'):
@@ -280,10 +283,10 @@ def _write_all(folder: Path, source, packed: _Source, job: dict, processes: int,
         with progress(total=packed.n, initial=(packed.n or left) - left, desc=desc, unit='clip') as bar:
             if packed.n is None: count = _from_generator(folder, source, job['size'], bar)
             else: count = -(-packed.n//job['size']); _share_out(folder, tasks, packed.read, min(processes, len(tasks) or 1), bar)
+        _write_index(folder, job, count, tolerate)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
         raise LogocentricError(f'the disk of {folder.name} is full: {_count(folder):,} shards are whole and stay; make room and call again, which goes on from there') from e
-    _write_index(folder, job, count, tolerate)
 
 # %% ../nbs/17_shards.ipynb #81d8d61e
 class _Pictures:
@@ -316,12 +319,15 @@ class Shards:
         self.place, self.window, self.room = str(place).rstrip('/'), window, room
         self.remote = '://' in self.place
         self.index = json.loads(self._small('index.json'))
+        if odd := [s['name'] for s in self.index['shards'] if s['name'] != Path(s['name']).name]: raise LogocentricError(f'{odd[0]!r} in the index of {self.place} is not the name of a file')
         self.ranges = np.load(io.BytesIO(self._small('clips.npy')))                     # (clips, 3): start, stop, checksum
         self.first = np.cumsum([0, *(s['clips'] for s in self.index['shards'])])        # number of the first clip of each shard, and of all
         self.shape, self.config = tuple(self.index['shape'] or ()), FrontendConfig(**self.index['frontend'])
-        self.cache = Path(cache or cache_path('shards'))/f"{self.index['name'].split()[0]}-{self.index['hash']}"
+        self.cache = Path(cache or cache_path('shards'))/self.index['hash']
         self.about = {k: self.index[k] for k in ('name', 'hash', 'frontend', 'texts') if k in self.index}         # as a source of other shards
-        self.lines, self.turns, self.asked = {}, np.arange(len(self.index['shards'])), set()
+        if self.remote and room < (least := ((window or 10**9) + 2)*max(s['bytes'] for s in self.index['shards'])): raise LogocentricError(
+            f'`room` for {room/1e9:.3g} GB cannot hold the shards of a window: give {least/1e9:.3g} GB, or a smaller `window`')
+        self.lines, self.turns, self.asked, self.known = {}, np.arange(len(self.index['shards'])), set(), None
 
     def __len__(self) -> int: return len(self.ranges)
 
@@ -341,7 +347,8 @@ def clip(self: Shards, i: int) -> dict: # id, logmel (frames, mels) float16, tex
     shard, (start, stop, crc) = int(np.searchsorted(self.first, i, 'right')) - 1, self.ranges[i].tolist()
     raw = self.read(shard, start, stop)
     if len(raw) != stop - start or zlib.crc32(raw) != crc:
-        raise LogocentricError(f"{self.name(shard)} is damaged at clip {i:,} (bytes {start:,} to {stop:,}): delete it and {'read again' if self.remote else 'call `write_shards` as before'}, which makes it anew")
+        raise LogocentricError(f"{self.name(shard)} is damaged at clip {i:,} (bytes {start:,} to {stop:,}): "
+                              + (f'delete it in {self.cache}, to have it fetched again' if self.remote else f'delete it in {self.place} and call `write_shards` as before, which makes it anew'))
     return clip_of_bytes(raw)
 
 @patch
@@ -362,7 +369,9 @@ def read(self: Shards, shard: int, start: int, stop: int) -> bytes:
         with open(self.local(shard), 'rb', buffering=0) as file:
             file.seek(start)
             return file.read(stop - start)
-    except FileNotFoundError as e: raise LogocentricError(f'{self.name(shard)} is missing in {self.place}: call `write_shards` as before, which makes it anew') from e
+    except FileNotFoundError as e:
+        if self.remote: return self.read(shard, start, stop)                            # another process made room: fetch it again
+        raise LogocentricError(f'{self.name(shard)} is missing in {self.place}: call `write_shards` as before, which makes it anew') from e
 
 # %% ../nbs/17_shards.ipynb #e80aa405
 @patch
@@ -372,46 +381,49 @@ def rows(self: Shards) -> Iterator[dict]:
 
 @patch(as_prop=True)
 def table(self: Shards) -> pd.DataFrame:
-    "All rows, with the texts in column `text`."
-    return pd.DataFrame(list(self.rows()))
+    "All rows, with the texts in column `text`; kept once read."
+    if self.known is None: self.known = pd.DataFrame(list(self.rows()))
+    return self.known
 
 @patch
 def damaged(self: Shards) -> list[str]: # names; empty where all is well
     "Read every shard whole and compare it with its hash."
-    sha = lambda path: hashlib.file_digest(open(path, 'rb'), 'sha256').hexdigest()
-    return [s['name'] for k, s in progress(enumerate(self.index['shards']), desc='check', unit='shard') if not os.path.exists(self.local(k)) or sha(self.local(k)) != s['sha256']]
+    return [s['name'] for k, s in progress(enumerate(self.index['shards']), desc='check', unit='shard') if not self.local(k).exists() or _sha256(self.local(k)) != s['sha256']]
+
+def _sha256(path):
+    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
 
 # %% ../nbs/17_shards.ipynb #b5c42dd1
 def open_anywhere(address: str): # a path or an address; the file is binary
     "A file for reading, wherever it lies."
-    try:
-        if '://' not in address: return open(address, 'rb')
-        return gopen(address) if address.startswith(('http://', 'https://')) else fsspec.open(address, 'rb').open()
-    except ImportError as e: raise LogocentricError(f'{address} needs a package that is not here ({e}): install it with pip') from e
-    except (OSError, ValueError) as e: raise LogocentricError(f'{address} cannot be opened: {e}') from e
+    if '://' not in address: return open(address, 'rb')
+    return gopen(address) if address.startswith(('http://', 'https://')) else fsspec.open(address, 'rb').open()
 
-def _copy(address, path):
+def _copy(address, file): # every driver has errors of its own
     try:
-        with open_anywhere(address) as there, open(path, 'wb') as here: shutil.copyfileobj(there, here, 1 << 20)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT): raise LogocentricError(f'the disk is full: {address} finds no place in the cache; give `room` (bytes) or another `cache`') from e
-        raise LogocentricError(f'{address} cannot be read: {e}') from e
+        with open_anywhere(address) as there: shutil.copyfileobj(there, file, 1 << 20)
+    except ImportError as e: raise LogocentricError(f'{address} needs a package that is not here ({e}): install it with pip') from e
+    except Exception as e:
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise LogocentricError(f'no place for {address} on the disk: give another `cache`, or `room` in bytes') from e
+        why = 'curl: ' + str(e).rpartition('}): ')[2].removesuffix(' {}') if 'curl' in str(e) else f'{type(e).__name__}: {e}'
+        raise LogocentricError(f'{address} cannot be read ({why})') from e
 
 # %% ../nbs/17_shards.ipynb #ab8a9870
 @patch
 def _small(self: Shards, name: str) -> bytes:
     "A whole file beside the shards."
-    try:
-        with open_anywhere(f'{self.place}/{name}') as file: return file.read()
-    except (OSError, LogocentricError) as e: raise LogocentricError(f'no finished shards at {self.place}: {name} cannot be read ({e}); make them with `write_shards`') from e
+    file = io.BytesIO()
+    try: _copy(f'{self.place}/{name}', file)
+    except LogocentricError as e: raise LogocentricError(f'no finished shards at {self.place}: {e}; make them with `write_shards`') from e
+    return file.getvalue()
 
 @patch
 def local(self: Shards, shard: int) -> Path:
     "Where a shard lies on this machine, fetched if need be."
     if not self.remote: return Path(self.place)/self.name(shard)
     path = self.cache/self.name(shard)
-    if path.exists(): os.utime(path)
-    else: self.bring(shard)
+    try: os.utime(path)                                                                 # used just now
+    except FileNotFoundError: self.bring(shard)
     for later in self.ahead(shard): threading.Thread(target=self._quietly, args=(later,), daemon=True).start()
     return path
 
@@ -425,9 +437,8 @@ def bring(self: Shards, shard: int) -> None:
         if path.exists(): return
         LRUCleanup(str(self.cache), max(self.room - about['bytes'], 0), keyfn=os.path.getmtime, interval=None).cleanup()
         with atomic_write(path) as temporary:
-            _copy(f'{self.place}/{path.name}', temporary)
-            with open(temporary, 'rb') as file: found = hashlib.file_digest(file, 'sha256').hexdigest()
-            if found != about['sha256']: raise LogocentricError(f'{self.place}/{path.name} is damaged: what came is not what `index.json` says; upload it again')
+            with open(temporary, 'wb') as file: _copy(f'{self.place}/{path.name}', file)
+            if _sha256(temporary) != about['sha256']: raise LogocentricError(f'{self.place}/{path.name} is damaged: what came is not what `index.json` says; upload it again')
 
 # %% ../nbs/17_shards.ipynb #58bba238
 @patch
@@ -460,10 +471,11 @@ class LazyPairs:
     "Sounds and their texts, read or rendered when a batch asks for them: a data set for `train`."
     def __init__(self,
                  clips,                                     # `Shards`, `Rendered`, or anything with `len` and `clip(i)`
-                 tokenise: Callable[[list[str]], dict],     # texts → what the model takes of them
-                 crop: int | tuple[int, int] | None = None  # frames of a random crop, or the fewest and the most; whole clips by default
+                 tokenise: Callable[[list], dict],          # texts of a batch → what the model takes of them
+                 crop: int | tuple[int, int] | None = None, # frames of a random crop, or the fewest and the most; whole clips by default
+                 field: str = 'text'                        # what of a clip `tokenise` is given: its text, or another field, such as `labels`
                 ):
-        self.clips, self.tokenise, self.crop = clips, tokenise, crop
+        self.clips, self.tokenise, self.crop, self.field = clips, tokenise, crop, field
         if hasattr(clips, 'order'): self.order = clips.order
 
     def __len__(self) -> int: return len(self.clips)
@@ -475,7 +487,7 @@ class LazyPairs:
         pictures = [_cropped(c, frames, rng) for c in clips]
         if short := [c['id'] for c, x in zip(clips, pictures) if len(x) != len(pictures[0])]:
             raise LogocentricError(f'clips of unequal length in one batch, such as {short[0]}: choose a shorter `crop`')
-        return dict(logmel=torch.from_numpy(np.stack(pictures)).float(), id=[c['id'] for c in clips], **self.tokenise([c['text'] for c in clips]))
+        return dict(logmel=torch.from_numpy(np.stack(pictures)).float(), id=[c['id'] for c in clips], **self.tokenise([c[self.field] for c in clips]))
 
 # %% ../nbs/17_shards.ipynb #da79e9c9
 def _cropped(clip, frames, rng):
@@ -505,14 +517,24 @@ class Rendered:
 
 # %% ../nbs/17_shards.ipynb #f0758635
 @patch
+def row(self: Rendered, i: int) -> dict:
+    "What is known of clip `i` without hearing it: id, text, style, labels, attributes."
+    seed, shift, labels = self.job
+    row = clip_row(corpus_clip(seed, i, shift, labels))
+    return {'text' if k == 'description' else k: v for k, v in row.items()}
+
+@patch
+def rows(self: Rendered) -> Iterator[dict]:
+    "What is known of each clip."
+    return (self.row(i) for i in range(len(self)))
+
+# %% ../nbs/17_shards.ipynb #a82c3c02
+@patch
 def clip(self: Rendered, i: int) -> dict: # id, logmel (frames, mels) float16, text, and its row
     "Clip `i`, drawn, rendered and described."
     seed, shift, labels = self.job
-    spec = corpus_clip(seed, i, shift, labels)
-    with torch.inference_mode(): picture = self.mel(torch.from_numpy(render(spec)))
-    row = clip_row(spec)
-    text = row.pop('description')
-    return dict(row, text=text, logmel=picture.half().numpy())
+    with torch.inference_mode(): picture = self.mel(torch.from_numpy(render(corpus_clip(seed, i, shift, labels))))
+    return dict(self.row(i), logmel=picture.half().numpy())
 
 @patch(as_prop=True)
 def features(self: Rendered) -> _Pictures: # (clips, frames, mels)
