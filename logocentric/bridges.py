@@ -175,7 +175,7 @@ class Look(nn.Module):
         self.query, self.out = nn.Linear(gpt2_width, width, bias=False), nn.Linear(width, gpt2_width, bias=False)
 
     def forward(self, hidden, k, v, real): # (b, n, width of GPT-2), (b, t, width) twice, (b, t) bool → (b, n, width of GPT-2)
-        return hidden + self.out(_look(self.query(self.norm(hidden)), k, v, real, self.heads))
+        return hidden + .1*self.out(_look(self.query(self.norm(hidden)), k, v, real, self.heads)) # as loud as words are
 
 # %% ../nbs/29_bridges.ipynb #578af617
 @bridge('cross')
