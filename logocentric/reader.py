@@ -9,12 +9,12 @@ __all__ = ['SIZES', 'ReasonerSize', 'reasoner_config', 'untrained', 'answer_mask
 # %% ../nbs/42_reader.ipynb #4200a003
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import chunked, patch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutput
 from .core import set_seed
 from .knowledge import Sentence
 from .reasoner import Reasoner
@@ -115,7 +115,7 @@ class ChosenLoss(nn.Module):
         hidden, target = (x[labels[:, 1:] != -100] for x in (hidden, labels[:, 1:]))             # (chosen, width), (chosen,)
         more = -len(target) % 64
         logits = self.model.get_output_embeddings()(F.pad(hidden, (0, 0, 0, more)))              # (chosen and a few, vocabulary)
-        return SimpleNamespace(loss=F.cross_entropy(logits.float(), F.pad(target, (0, more), value=-100)), logits=logits[:len(target)])
+        return CausalLMOutput(loss=F.cross_entropy(logits.float(), F.pad(target, (0, more), value=-100)), logits=logits[:len(target)])
 
 # %% ../nbs/42_reader.ipynb #12181b64
 def query_groups(size: ReasonerSize, weight_decay: float = .05):

@@ -58,10 +58,11 @@ def batch_indices(n: int,          # clips in the data set
                   batch_size: int, # clips in a batch
                   batch: int,      # number of the batch, from 0
                   seed: int = 0,
+                  order: Callable | None = None # (seed, epoch) → all clips in their order; a permutation by default
                  ) -> list[int]:
     "Which clips make up a batch: a function of `(seed, batch)`."
-    line = np.arange(batch*batch_size, (batch + 1)*batch_size)
-    return [int(_permutation(n, seed, p // n)[p % n]) for p in line]
+    order = order or partial(_permutation, n)
+    return [int(order(seed, p // n)[p % n]) for p in range(batch*batch_size, (batch + 1)*batch_size)]
 
 # %% ../nbs/02_training.ipynb #99712d42
 def fetch(data,                           # a data set, see the table above
@@ -80,7 +81,7 @@ class _Batches:
     "Training batches by number, for a `DataLoader` that may fetch them in other processes."
     def __init__(self, data, batch_size, seed, collate): self.data, self.size, self.seed, self.collate = data, batch_size, seed, collate
     def __getitem__(self, number):
-        indices = batch_indices(len(self.data), self.size, number, self.seed)
+        indices = batch_indices(len(self.data), self.size, number, self.seed, getattr(self.data, 'order', None))
         return fetch(self.data, indices, derived_seed(self.seed, 1, number), self.collate)
 
 # %% ../nbs/02_training.ipynb #b8459887

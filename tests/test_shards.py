@@ -1,5 +1,5 @@
 "Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks; music rendered while training."
-import errno, functools, http.server, inspect, json, pickle, shutil, sys, tarfile, threading, time
+import errno, functools, http.server, json, pickle, shutil, sys, tarfile, threading, time
 from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
@@ -475,7 +475,6 @@ class Watched(LazyPairs):
         return super().batch(indices, rng)
 
 
-@pytest.mark.skipif('order' not in inspect.signature(batch_indices).parameters, reason='this loop does not ask a data set for its order')
 def test_the_loop_takes_the_order_of_the_shards(twenty):
     data = Watched(Shards(twenty.place, window=2), lengths)
     train(Guess(8), data, TrainConfig(steps=8, batch_size=5, seed=3, keep='last'), progress=False)
