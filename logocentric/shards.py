@@ -6,9 +6,8 @@
 __all__ = ['clip_bytes', 'clip_of_bytes', 'write_shards', 'Shards', 'open_anywhere', 'LazyPairs', 'Rendered']
 
 # %% ../nbs/17_shards.ipynb #24e67a9e
-import errno, hashlib, io, json, multiprocessing, os, shutil, tarfile, threading, zlib
+import errno, hashlib, io, json, multiprocessing, os, shutil, tarfile, zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -327,7 +326,7 @@ class Shards:
         self.about = {k: self.index[k] for k in ('name', 'hash', 'frontend', 'texts') if k in self.index}         # as a source of other shards
         if self.remote and room < (least := ((window or 10**9) + 2)*max(s['bytes'] for s in self.index['shards'])): raise LogocentricError(
             f'`room` for {room/1e9:.3g} GB cannot hold the shards of a window: give {least/1e9:.3g} GB, or a smaller `window`')
-        self.lines, self.turns, self.asked, self.known = {}, np.arange(len(self.index['shards'])), set(), None
+        self.lines, self.known = {}, None
 
     def __len__(self) -> int: return len(self.ranges)
 
@@ -424,7 +423,6 @@ def local(self: Shards, shard: int) -> Path:
     path = self.cache/self.name(shard)
     try: os.utime(path)                                                                 # used just now
     except FileNotFoundError: self.bring(shard)
-    for later in self.ahead(shard): threading.Thread(target=self._quietly, args=(later,), daemon=True).start()
     return path
 
 # %% ../nbs/17_shards.ipynb #a605e3d0
@@ -440,29 +438,18 @@ def bring(self: Shards, shard: int) -> None:
             with open(temporary, 'wb') as file: _copy(f'{self.place}/{path.name}', file)
             if _sha256(temporary) != about['sha256']: raise LogocentricError(f'{self.place}/{path.name} is damaged: what came is not what `index.json` says; upload it again')
 
-# %% ../nbs/17_shards.ipynb #58bba238
-@patch
-def ahead(self: Shards, shard: int) -> list[int]:
-    "The shard whose turn comes after this one's, if nobody has it yet."
-    later = int(self.turns[(int(np.flatnonzero(self.turns == shard)[0]) + 1) % len(self.turns)])
-    if later in self.asked or (self.cache/self.name(later)).exists(): return []
-    self.asked.add(later)
-    return [later]
 
-@patch
-def _quietly(self: Shards, shard: int) -> None: # whoever needs the shard will meet the error again
-    with suppress(Exception): self.bring(shard)
 
 # %% ../nbs/17_shards.ipynb #6a808a65
 @patch
 def order(self: Shards, seed: int, epoch: int) -> np.ndarray: # (clips,)
     "All clips, in the order of an epoch."
-    count = len(self.turns)
+    count = len(self.first) - 1
     if not self.window or self.window >= count: return _permutation(len(self), seed, epoch)
     if (seed, epoch) not in self.lines:
         rng = np.random.default_rng([seed, 1, epoch])
-        self.turns, self.asked = rng.permutation(count), set()                          # which shard at which turn
-        times = (np.repeat(np.argsort(self.turns), np.diff(self.first)) + self.window*rng.random(len(self))) % count
+        turns = np.repeat(rng.permutation(count), np.diff(self.first))                  # k of every clip
+        times = (turns + self.window*rng.random(len(self))) % count
         self.lines = {(seed, epoch): np.argsort(times, kind='stable'), **dict(list(self.lines.items())[:1])}
     return self.lines[seed, epoch]
 
