@@ -298,7 +298,7 @@ def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu 
 
 # %% ../nbs/51_cli.ipynb #355281fe
 @app.command()
-def reproduce(scale: Annotated[str, typer.Option(help='smoke (seconds), mini (an hour, no download) or paper (GPUs, Hub).')] = 'mini',
+def reproduce(scale: Annotated[str, typer.Option(help='smoke (minutes), mini (an hour or more, no download), gpu (one GPU, no download) or paper (GPUs, Hub).')] = 'mini',
               seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1,
               sources: Annotated[Optional[Path], typer.Option(help='A TOML file that says where your recordings, captions and pretrained models are; by default all clips are rendered.')] = None):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
