@@ -61,7 +61,7 @@ def _best(work, repeats=5): # seconds of the quickest of a few runs
 
 def _product(dtype, size=1024):
     a = torch.ones(size, size, dtype=dtype)
-    return 2*size**3/_best(lambda: a @ a)
+    return 2*size**3/_best(lambda: a @ a, 12)
 
 # %% ../nbs/48_plan.ipynb #216a240b
 @lru_cache
@@ -72,6 +72,7 @@ def this_cpu() -> Device:
     threads = torch.get_num_threads()
     return Device('cpu', _product(torch.bfloat16), _product(torch.float32), memory, 2*block.nbytes/_best(block.clone), f'measured on this machine, {threads} thread{"s"*(threads > 1)}')
 
+# %% ../nbs/48_plan.ipynb #3abc4bb9
 def find_device(name: str # one of `DEVICES`, or `cpu`; capitals, spaces and dashes do not matter
                ) -> Device:
     "A device by name."
@@ -87,6 +88,7 @@ KNOWN = { # as in the `config.json` of each on huggingface.co; what is not named
     'gpt2-large': GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     'EleutherAI/gpt-neo-1.3B': GPTNeoConfig(hidden_size=2048, num_layers=24, num_heads=16, attention_types=[[['global', 'local'], 12]], max_position_embeddings=2048)}
 
+# %% ../nbs/48_plan.ipynb #d07058dc
 def language_config(model: str | dict,      # a name on the Hub, a folder, or sizes of a new GPT-2
                     vocabulary: int = 50257 # tokens, for a new one
                    ) -> PretrainedConfig:
@@ -155,12 +157,13 @@ def speak_work(c: PretrainedConfig, # of a language model
     d = c.hidden_size
     return Work(c.num_hidden_layers*block_flops(before + tokens, d) + 2*tokens*d*c.vocab_size)
 
+# %% ../nbs/48_plan.ipynb #147941d5
 def bridge_work(c: CaptionerConfig, weights: int) -> Work: # of the bridge
     "A bridge on one clip: exact for a prefix; a bridge that looks at columns is given all its weights for each."
     columns = 1 if c.bridge == 'prefix' else 63
     return Work(2*columns*weights, first=2*weights*(c.bridge == 'prefix'))
 
-# %% ../nbs/48_plan.ipynb #147941d5
+# %% ../nbs/48_plan.ipynb #a5423133
 @dataclass(frozen=True)
 class Parts:
     "A captioner by its parts, on paper."
@@ -168,6 +171,7 @@ class Parts:
     sizes: dict        # parameters of encoder, decoder and the rest
     bridge: int        # weights in matrices of the bridge
 
+# %% ../nbs/48_plan.ipynb #7348431b
 def captioner_parts(encoder: MAEConfig, language: PretrainedConfig, **bridge) -> Parts: # bridge: fields of `CaptionerConfig`
     "What a captioner consists of."
     model = on_paper(lambda: Captioner(CaptionerConfig(encoder=encoder, decoder=language, **bridge)))
@@ -191,6 +195,7 @@ def work(self: Parts, frames: int, tokens: int, still=False, heard=True, trainin
 # %% ../nbs/48_plan.ipynb #8a7a3574
 KEPT = dict(encoder=14, fused=28, plain=26) # numbers that a block keeps for each token, in units of its width, beside the inputs of its two norms
 
+# %% ../nbs/48_plan.ipynb #b740c2ad
 def block_bytes(n: int, d: int, heads: int, # tokens, width, heads
                 kind: str,                  # one of `KEPT`
                 half: bool                  # in bfloat16
@@ -200,6 +205,7 @@ def block_bytes(n: int, d: int, heads: int, # tokens, width, heads
     tables = heads*n*n*(6 if half else 4) if kind == 'plain' else 0
     return n*d*(2*4 + KEPT[kind]*size) + tables
 
+# %% ../nbs/48_plan.ipynb #39086b4a
 def stack_bytes(layers: int, n: int, d: int, heads: int, kind: str, half: bool, recompute: bool = False) -> float:
     "The same of a stack of blocks; where they are recomputed, their inputs and one block."
     block = block_bytes(n, d, heads, kind, half)
@@ -226,6 +232,7 @@ def language_bytes(c: PretrainedConfig, tokens: int, before: int, half: bool, re
     masks = 0 if recompute or not dropout else c.num_hidden_layers*2*n*d*(1 if fused else 4)
     return blocks + masks + n*d*8, LOGIT*tokens*c.vocab_size
 
+# %% ../nbs/48_plan.ipynb #eaee27f0
 def caption_bytes(parts: Parts, frames: int, tokens: int, half: bool, recompute: bool, fused: bool, still: bool = False) -> tuple[float, float]:
     "Bytes that a captioner keeps of a clip, and those of its logits."
     c, cols = parts.config, -(-frames//parts.config.encoder.patch_frames)
@@ -300,14 +307,17 @@ def clocks(self: Job, t: Terms) -> dict[str, float]:
     if t.device.name == 'cpu': arithmetic += self.python
     return dict(arithmetic=arithmetic, traffic=self.traffic/(n*t.device.bandwidth), python=self.python, cores=self.core_seconds/t.cores)
 
+# %% ../nbs/48_plan.ipynb #0e929f05
 @patch
 def seconds(self: Job, t: Terms) -> float: return max(self.clocks(t).values())
 
+# %% ../nbs/48_plan.ipynb #fec5e855
 @patch
 def batch(self: Job, t: Terms) -> int:
     "Clips on a device at a time, where the clips of a step are shared out."
     return -(-self.train.batch_size//t.count) if self.shared else self.train.batch_size
 
+# %% ../nbs/48_plan.ipynb #7cc99e5f
 @patch
 def held(self: Job, t: Terms) -> dict[str, float]:
     "What a device holds at most, by kind."
@@ -347,8 +357,12 @@ def ear_config(scale) -> MAEConfig:
     "The encoder with which a captioner begins."
     return MAEConfig.from_pretrained(shipped_path('ear')) if scale.start in ('ear', 'ear_random') else MAEConfig.preset(**scale.encoder)
 
-def is_still(scale) -> bool: return scale.start == 'ear' and scale.frozen is not None
+# %% ../nbs/48_plan.ipynb #642105dd
+def is_still(scale) -> bool:
+    "Whether the ear of a scale stands still while captioners learn."
+    return scale.start == 'ear' and scale.frozen is not None
 
+# %% ../nbs/48_plan.ipynb #c9754dc8
 def crop_frames(scale) -> int:
     "Frames of a training crop."
     width = MAEConfig.preset(**scale.encoder).patch_frames
@@ -373,12 +387,13 @@ def clip_jobs(scale, tags=None) -> list[Job]:
     if tags: jobs.append(makes('render mixtures with labels', sum(tags.clips), 'mixtures'))
     return jobs
 
+# %% ../nbs/48_plan.ipynb #b67c0d4c
 def paints(title: str, config: MAEConfig, train: TrainConfig, frames: int, t: Terms, valid: int = 0) -> Job:
     "A masked autoencoder that learns."
     n, work, blocks = count(on_paper(lambda: MAEModel(config))), paint_work(config, frames), config.num_hidden_layers + config.decoder_num_hidden_layers
     return learns(title, train, t, work, work, n, n, lambda half, again: (paint_bytes(config, frames, half, again), 0.), blocks, valid)
 
-# %% ../nbs/48_plan.ipynb #b67c0d4c
+# %% ../nbs/48_plan.ipynb #2d7265e8
 def captioner_jobs(scale, t: Terms) -> list[Job]:
     "GPT-2 reads, and captioners learn."
     still, frames, train = is_still(scale), crop_frames(scale), scale.frozen if is_still(scale) else scale.captioner
@@ -389,6 +404,7 @@ def captioner_jobs(scale, t: Terms) -> list[Job]:
         jobs.append(learns('GPT-2 reads descriptions', scale.warmup, t, read, read, n, n, lambda half, again: language_bytes(gpt, t.tokens, 0, half, again, t.fused), gpt.num_hidden_layers))
     return jobs + [caption_job(scale, n, parts, train, frames, valid, still, t) for n in reversed(scale.pairs)]
 
+# %% ../nbs/48_plan.ipynb #c3cfbc0b
 def scale_parts(scale) -> Parts:
     "The captioner of a scale."
     bridge = scale.bridge | (dict(seen_share=1., lags=list(scale.lags)) if is_still(scale) else {})
@@ -415,8 +431,12 @@ def reader_config(name: str, vocabulary: int) -> PretrainedConfig:
     return GPTNeoConfig(vocab_size=vocabulary, hidden_size=s.hidden_size, num_layers=s.num_layers, num_heads=s.num_heads, attention_types=[[['global', 'local'], s.num_layers//2]],
                         max_position_embeddings=192, bos_token_id=0, eos_token_id=0)
 
-def language_size(config: PretrainedConfig) -> int: return count(on_paper(lambda: AutoModelForCausalLM.from_config(config)))
+# %% ../nbs/48_plan.ipynb #87efbfaf
+def language_size(config: PretrainedConfig) -> int:
+    "Parameters of a language model."
+    return count(on_paper(lambda: AutoModelForCausalLM.from_config(config)))
 
+# %% ../nbs/48_plan.ipynb #dd2a670b
 def reader_job(name: str, scale, t: Terms) -> Job:
     "A reasoner that learns, or is downloaded."
     c, sentence = reader_config(name, scale.vocabulary), 56
@@ -436,6 +456,7 @@ def describe_job(scale, t: Terms) -> Job:
     hear, speak = (len(scale.pairs) + 1)*encoder_work(parts.config.encoder, patches(parts.config.encoder, FRAMES)).forward, said*speak_work(gpt, t.tokens, parts.config.prefix_length).forward
     return uses(f'describe {n:,} test clips', weights, n*speak, held, heard=n*hear, traffic=rounds*t.tokens*4*parts.sizes['decoder'], python=rounds*t.tokens*(gpt.num_hidden_layers + 4)*SPEAK)
 
+# %% ../nbs/48_plan.ipynb #6e8ee1bb
 def read_job(name: str, scale, t: Terms) -> Job:
     "A reader scores the labels behind predicted, drawn and true descriptions."
     c, n = reader_config(name, scale.vocabulary), 3*scale.test*(2 + scale.draws + (len(scale.pairs) - 1)*(name == scale.readers[-1]))
@@ -448,6 +469,7 @@ def tag_parts(tags, size: str) -> Parts:
     ear = MAEConfig.preset(tags.encoder) if tags.encoder else MAEConfig.from_pretrained(shipped_path('ear'))
     return captioner_parts(ear, language_config(tags.decoders[size], tags.vocabulary), **tags.bridge)
 
+# %% ../nbs/48_plan.ipynb #875b664a
 def tagger_job(title: str, tags, size: str, t: Terms) -> Job:
     "GPT-2 that learns tags."
     parts, still = tag_parts(tags, size), not tags.encoder
@@ -479,6 +501,7 @@ def score_job(title: str, tags, size: str, clips: int, t: Terms) -> Job:
     python = (lists/32*passes + clips/64*t.list_tokens)*gpt.num_hidden_layers*SPEAK
     return uses(title, sum(parts.sizes.values()), lists*speak_work(gpt, t.nodes, before).forward + said, held, heard=hear, traffic=clips/64*t.list_tokens*4*parts.sizes['decoder'], python=python)
 
+# %% ../nbs/48_plan.ipynb #2541e4ea
 def hear_job(tags, times: int) -> Job:
     "An ear that stands still hears all clips once; one of random weights as well."
     parts = tag_parts(tags, next(iter(tags.decoders)))
@@ -518,6 +541,7 @@ def _too_large(jobs, t):
             said = f'{job.title}: {need/1e9:,.1f} GB at most, and {ROOM*t.device.memory/1e9:,.1f} GB of a {t.device.name} may be filled'
             yield said + (f'; {knob(job, t)}' if job.train else '; choose a device with more memory')
 
+# %% ../nbs/48_plan.ipynb #b563d9d3
 def _shares(jobs, t):
     trained = [job for job in jobs if job.shared]
     if t.count == 1 or not trained: return
@@ -528,7 +552,7 @@ def _shares(jobs, t):
     alone = sum(job.seconds(t) for job in jobs if not job.shared and job.memory)
     if alone > .05*sum(job.seconds(t) for job in jobs): yield f'{spell(alone)} of saying, reading and scoring run on one device while {t.count - 1} wait: in a run of your own, do these with one'
 
-# %% ../nbs/48_plan.ipynb #b563d9d3
+# %% ../nbs/48_plan.ipynb #110a8072
 def _waits(jobs, t):
     for job in jobs:
         c = job.clocks(t)
@@ -536,10 +560,12 @@ def _waits(jobs, t):
             need = math.ceil(job.core_seconds/max(c['arithmetic'], c['python']))
             yield f'{job.title}: waits for {t.cores} core{"s"*(t.cores > 1)} that render its clips; {need:,} keep up with the devices'
 
+# %% ../nbs/48_plan.ipynb #acb75ed9
 def _on_disk(kept, scratch):
     free = shutil.disk_usage(next(p for p in [home(), *home().absolute().parents] if p.exists())).free
     if kept + scratch > free: yield f'{(kept + scratch)/1e9:,.1f} GB of disk are needed, and {free/1e9:,.1f} GB are free on this machine: let $LOGOCENTRIC_HOME be a folder on a larger disk'
 
+# %% ../nbs/48_plan.ipynb #0d4ad5c0
 def spell(seconds: float) -> str:
     "A duration in the unit that suits it."
     if seconds < 90: return f'{seconds:.0f} s'
@@ -562,11 +588,12 @@ class Plan:
                      hours=j.seconds(self.terms)/3600, devices=self.terms.count if j.shared else int(j.memory is not None), limit=_limit(j, self.terms)) for j in self.jobs]
         return pd.DataFrame(rows).set_index('stage')
 
+# %% ../nbs/48_plan.ipynb #612c2de0
 def _limit(job, t): # which clock is the slowest
     c = job.clocks(t)
     return max(c, key=c.get) if max(c.values()) > 0 else 'network' if 'download' in job.title else ''
 
-# %% ../nbs/48_plan.ipynb #612c2de0
+# %% ../nbs/48_plan.ipynb #67e8e038
 @patch(as_prop=True)
 def totals(self: Plan) -> dict:
     "Sums: hours until all is done, hours of devices that work, and that are paid if all are kept to the end."
@@ -575,6 +602,7 @@ def totals(self: Plan) -> dict:
     found |= dict(paid_hours=self.terms.count*t.hours.sum())
     return found if self.price is None else found | dict(cost=self.price*found['paid_hours'])
 
+# %% ../nbs/48_plan.ipynb #12c5b41a
 @patch(as_prop=True)
 def warnings(self: Plan) -> list[str]:
     "What does not fit, what waits, what idles, and what to turn."
@@ -582,7 +610,7 @@ def warnings(self: Plan) -> list[str]:
     slow = ['a T4 has no bfloat16 units: these hours are those of single precision'] if t.device.name == 'T4' else []
     return [*_too_large(self.jobs, t), *slow, *_shares(self.jobs, t), *_waits(self.jobs, t), *_on_disk(table.kept.sum(), table.scratch.max())]
 
-# %% ../nbs/48_plan.ipynb #67e8e038
+# %% ../nbs/48_plan.ipynb #e3f6969e
 @patch(as_prop=True)
 def assumptions(self: Plan) -> list[str]:
     "What is known, bounded and assumed."
@@ -590,11 +618,13 @@ def assumptions(self: Plan) -> list[str]:
     time = 'measured on this machine; one stage after the other, where `reproduce` takes two at a time on two cores' if d.name == 'cpu' else 'an assumption, nothing was measured on a GPU; hours of arithmetic go inversely with it'
     return [f'{d.name}: {d.bf16/1e12:,.4g}·10¹² operations a second in bfloat16, {d.fp32/1e12:,.4g}·10¹² in single precision, {d.memory/1e9:,.0f} GB, {d.bandwidth/1e12:,.3g} TB/s ({d.source}; dense, without sparsity)',
             f'{t.mfu:.0%} of the peak is reached: {time}', 'memory is an upper bound for one device; disk is what stays, and in the sum the largest scratch beside it; limit is what a stage waits for',
+            f'Python takes {1000*LEARN:g} ms for each block of a step, and {1000*SPEAK:g} ms for each block to say a word, as measured on a server\'s CPU',
             f'{t.cores} CPU core{"s"*(t.cores > 1)} to render; descriptions of {t.tokens} tokens, lists of labels of {t.list_tokens}']
 
+# %% ../nbs/48_plan.ipynb #cdac4a25
 def _number(x): return '' if not x else f'{x:,.1f}' if x >= .1 else f'{x:.2g}'
 
-# %% ../nbs/48_plan.ipynb #12c5b41a
+# %% ../nbs/48_plan.ipynb #81f39bfa
 @patch
 def __repr__(self: Plan):
     "The table, what does not fit, and the sum in the last line."
@@ -604,6 +634,7 @@ def __repr__(self: Plan):
     notes = [f'* {w}' for w in self.assumptions] + [f'! {w}' for w in self.warnings]
     return '\n'.join([f'scale {self.name} on {t.count} x {t.device.name}', shown.to_string(), '', *notes, '', self.last_line()])
 
+# %% ../nbs/48_plan.ipynb #7474d112
 @patch
 def last_line(self: Plan) -> str:
     "The whole in one line."
@@ -649,6 +680,7 @@ def step_seconds(model: torch.nn.Module, batch: dict) -> float:
     def step(): model(**batch).loss.backward(); optimizer.step(); optimizer.zero_grad()
     return _best(step, 3)
 
+# %% ../nbs/48_plan.ipynb #3719692f
 @lru_cache
 def utilisation(frames: int = 256, clips: int = 16) -> float:
     "The share of this CPU's peak that a step of a small autoencoder reaches."

@@ -39,7 +39,7 @@ def sounds(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['ask'], ['data'], ['doctor'], ['reproduce']])
+@pytest.mark.parametrize('command', [[], ['describe'], ['classify'], ['ask'], ['data'], ['doctor'], ['plan'], ['reproduce']])
 def test_help(command):
     said = run(app, [*command, '--help'])
     assert said.exit_code == 0 and 'Usage' in said.output
@@ -247,3 +247,27 @@ def test_doctor_replaces_only_a_skip_list(patient, tmp_path):
     (tmp_path/'tracks.csv').write_text('track,title\n1,x\n')
     with pytest.raises(LogocentricError, match='no column id, reason'): run(app, ['doctor', '--skip-list', str(tmp_path/'tracks.csv'), '--', str(patient)], catch_exceptions=False)
     assert (tmp_path/'tracks.csv').read_text() == 'track,title\n1,x\n'
+
+
+def test_plan_tells_what_a_run_costs(tmp_path):
+    said = run(app, ['plan', '--scale', 'paper', '--gpu', 'h100', '--count', '8', '--price', '3', '--cores', '16', '--json', str(tmp_path/'plan.json')])
+    assert said.exit_code == 0, said.output
+    report = json.loads((tmp_path/'plan.json').read_text())
+    last = said.stdout.strip().splitlines()[-1]
+    assert last.startswith(f"about {report['totals']['device_hours']:,.1f} device hours; ") and f"{report['totals']['cost']:,.0f} USD at 3" in last
+    assert '511,441,234' in said.stdout and 'an assumption' in said.stdout and report['device'] == 'H100'
+    assert {s['stage'] for s in report['stages']} >= {'captioner on 25,723 pairs', 'Table 3: gpt2-large GPT-2 scores tags'}
+
+
+def test_plan_prints_json_alone_and_lists_devices():
+    said = run(app, ['plan', '--scale', 'smoke', '--data', 'gtzan, esc50', '--mfu', '.5', '--json', '-'])
+    report = json.loads(said.stdout)
+    assert report['mfu'] == .5 and {'read gtzan', 'read esc50'} <= {s['stage'] for s in report['stages']}
+    listed = run(app, ['plan', '--gpu', 'list']).output
+    assert 'RTX4090' in listed and 'cpu' in listed and 'without sparsity' in listed
+
+
+@pytest.mark.parametrize('given, what', [(['--scale', 'vast'], 'choose from smoke'), (['--gpu', 'B9000'], 'H100'), (['--mfu', '3'], 'between 0 and 1'), (['--data', 'nothing'], 'fma_small')])
+def test_plan_says_what_can_be_given(given, what):
+    said = run(app, ['plan', *given])
+    assert isinstance(said.exception, LogocentricError) and what in str(said.exception)
