@@ -109,7 +109,7 @@ def test_captions_of_a_table_of_ones_own(home, tmp_path):
 
 
 def test_bridges_are_compared_at_equal_budgets(home):
-    found = record(home, 'bridges', rates='1e-3 3e-3', budget=500_000)
+    found = record(home, 'bridge_study', rates='1e-3 3e-3', budget=500_000)
     metrics, names = found.metrics, {'prefix', 'resampler', 'cross'}
     assert all(abs(metrics['parameters'][n]/500_000 - 1) < .02 for n in names) and set(metrics['rate']) == set(metrics['parameters']) == {*names, 'today'}
     for n in names: assert metrics['tried'][n][f"{metrics['rate'][n]:g}"] == min(metrics['tried'][n].values())
