@@ -547,8 +547,6 @@ def _shares(jobs, t):
     if t.count == 1 or not trained: return
     sizes = sorted({job.train.batch_size for job in trained})
     if odd := [b for b in sizes if b % t.count]: yield f'batches of {", ".join(map(str, odd))} clips cannot be shared evenly by {t.count} devices: choose a batch_size that is a multiple of {t.count}'
-    yield (f'batch_size counts the clips of each process. This plan keeps the clips of a step, so that a scale for {t.count} processes has '
-           f'batch_size {", ".join(f"{-(-b//t.count)} instead of {b}" for b in sizes)}; unchanged, each step learns from {t.count} times as many clips')
     alone = sum(job.seconds(t) for job in jobs if not job.shared and job.memory)
     if alone > .05*sum(job.seconds(t) for job in jobs): yield f'{spell(alone)} of saying, reading and scoring run on one device while {t.count - 1} wait: in a run of your own, do these with one'
 
