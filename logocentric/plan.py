@@ -672,16 +672,16 @@ def plan(scale,                        # sizes of a run, as `experiments.Scale`
     return Plan(scale.name, t, [*jobs, describe_job(scale, t), *(read_job(name, scale, t) for name in scale.readers)], price, currency)
 
 # %% ../nbs/48_plan.ipynb #df487b06
-def step_seconds(model: torch.nn.Module, batch: dict) -> float:
+def step_seconds(model: torch.nn.Module, batch: dict, repeats: int = 3) -> float:
     "Seconds of a step of training in single precision, the best of a few."
     optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
     def step(): model(**batch).loss.backward(); optimizer.step(); optimizer.zero_grad()
-    return _best(step, 3)
+    return _best(step, repeats)
 
 # %% ../nbs/48_plan.ipynb #3719692f
 @lru_cache
 def utilisation(frames: int = 256, clips: int = 16) -> float:
     "The share of this CPU's peak that a step of a small autoencoder reaches."
     config = MAEConfig.preset('mini')
-    seconds = step_seconds(MAEModel(config), dict(logmel=torch.zeros(clips, frames, 80)))
+    seconds = step_seconds(MAEModel(config), dict(logmel=torch.zeros(clips, frames, 80)), 8)
     return min(1., clips*paint_work(config, frames).training()/seconds/this_cpu().fp32)

@@ -178,7 +178,7 @@ def test_many_devices_share_memory_but_not_python():
     clocks = [next(j for j in p.jobs if j.title == 'captioner on 25,723 pairs').clocks(p.terms) for p in (one, many)]
     assert clocks[1]['arithmetic'] == pytest.approx(clocks[0]['arithmetic']/8) and clocks[1]['python'] == clocks[0]['python']
     said = '\n'.join(many.warnings)
-    assert 'batch_size 8 instead of 64, 16 instead of 128' in said and 'while 7 wait' in said and not [w for w in one.warnings if 'batch_size' in w]
+    assert 'while 7 wait' in said and not [w for w in one.warnings if 'wait' in w]
 
 
 @pytest.mark.parametrize('changes', [dict(batch_size=256, mixed_precision='no'), dict(batch_size=1024), dict(batch_size=96, mixed_precision='no')], ids=str)
