@@ -431,7 +431,7 @@ def voice(self: Lab) -> Path | str:
     if not self.scale.warmup: return self.disk.model(self.scale.decoder)
     prefix = CaptionerConfig(**self.scale.bridge).prefix_length
     config = dict(tokenizer=self.tokenizer_folder().name, decoder=self.scale.decoder, prefix=prefix, train=asdict(self.scale.warmup),
-                  seed=self.seed, code=code_hash('captioner'))
+                  seed=self.seed, code=code_hash('captioner', 'bridges'))
     def make(folder):
         set_seed(self.seed)
         tokenizer, texts = self.tokenizer(), self.pairs('train').texts
@@ -501,7 +501,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
     heard = [c and c.folder.name for split in ('train', 'valid', 'heldout') for c in (self.corpus(split), self.beside(split))]
     settings = self.scale.frozen if self.still else self.scale.captioner
     config = dict(corpora=heard, encoder=self.origin(), voice=Path(self.voice()).name, bridge=self.bridge, pairs=n_pairs, beside=self.scale.beside,
-                  train=asdict(settings), rate=self.encoder_rate, crop=self.crop_frames(), seed=self.seed, code=code_hash('captioner', 'mae', 'pretrain'))
+                  train=asdict(settings), rate=self.encoder_rate, crop=self.crop_frames(), seed=self.seed, code=code_hash('captioner', 'bridges', 'mae', 'pretrain'))
     def make(folder):
         set_seed(self.seed)
         model = self.unheard(n_pairs)
@@ -812,7 +812,7 @@ def _finished(output, fingerprint):
     return bool(run.get('end_time')) and run.get('exception') is None and meta.get('logocentric') == fingerprint
 
 # %% ../nbs/50_experiments.ipynb #4e627283
-MODULES = 'captioner clips corpus ear experiments frontend knowledge mae metrics mixtures reader reasoner sounds sources table3 tagging tasks training why'.split() # a change in any of them runs a notebook again
+MODULES = 'bridges captioner clips corpus ear experiments frontend knowledge mae metrics mixtures reader reasoner shards sounds sources table3 tagging tasks training why'.split() # a change in any of them runs a notebook again
 
 def run_output(name: str, parameters: dict) -> tuple[Path, str]:
     "Where the executed notebook of an experiment lies, and the fingerprint of its source, its parameters and the package."

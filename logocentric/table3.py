@@ -282,7 +282,7 @@ def features(self: TagLab, model: Captioner | SigmoidTagger, split: str) -> np.n
     clips, rows, desc = self.clips(split), self.rows(split), f'hear {split}'
     if not self.still: return _pooled(model, clips, rows, desc)
     def make(folder): np.save(folder/'features.npy', _pooled(model, clips, np.arange(len(clips)), desc))
-    folder = stage('features', dict(clips=clips.folder.name, ear=self.origin(), lags=self.plan.bridge.get('lags'), code=code_hash('captioner', 'mae')), make)
+    folder = stage('features', dict(clips=clips.folder.name, ear=self.origin(), lags=self.plan.bridge.get('lags'), code=code_hash('captioner', 'bridges', 'mae')), make)
     return np.load(folder/'features.npy')[rows]
 
 # %% ../nbs/46_table3.ipynb #86b3de68
@@ -300,7 +300,7 @@ def config(self: TagLab, **more) -> dict:
     "What a trained model of this laboratory depends on."
     clips = {s: self.clips(s).folder.name for s in ('train', 'validation')}
     return dict(clips=clips, ear=self.origin(), bridge=self.plan.bridge, noise=self.plan.noise, train=asdict(self.plan.train), seed=self.seed,
-                code=code_hash('captioner', 'tagging', 'mae'), **more)
+                code=code_hash('captioner', 'bridges', 'tagging', 'mae'), **more)
 
 # %% ../nbs/46_table3.ipynb #3d469a77
 @patch
