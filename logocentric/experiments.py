@@ -91,7 +91,7 @@ def _scales():
         frozen=TrainConfig(steps=3000, batch_size=64, lr=3e-3, betas=(.9, .98), mixed_precision='auto', eval_every=300), lags=(1, 2, 4),
         sentences=300_000, readers=('small', 'medium', 'large'), beside=.25, start='ear', sounds=6000,
         ear=TrainConfig(steps=1500, batch_size=64, lr=2e-3, warmup=.05, mixed_precision='auto', keep='last'))
-    quick = lambda steps, batch, lr: TrainConfig(steps=steps, batch_size=batch, lr=lr, betas=(.9, .98), mixed_precision='bf16', eval_every=steps//10, num_workers=max(1, (os.cpu_count() or 2) - 2))
+    quick = lambda steps, batch, lr: TrainConfig(steps=steps, batch_size=batch, lr=lr, betas=(.9, .98), mixed_precision='bf16', eval_every=steps//10, num_workers=14)
     gpu = replace(
         mini, name='gpu', pairs=(2_000, 22_000, 100_000, 400_000), kept=22_000, held_out=1_000, test=5_000, crop=10., mae=quick(2_000, 256, 3e-3),
         decoder=dict(n_embd=384, n_layer=6, n_head=6, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.), warmup=quick(1_000, 256, 1e-3),

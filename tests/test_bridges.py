@@ -9,6 +9,7 @@ from logocentric.frontend import FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig
 from logocentric.tagging import SigmoidTagger, TagVocabulary, next_tag, score_tags
 from logocentric.training import TrainConfig, train
+from test_captioner import TEN, naive
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 NAMES = ['prefix', 'resampler', 'cross']
@@ -38,16 +39,6 @@ def build(tokenizer, name, **settings):
     model = new(tokenizer, name, **settings)
     for p in model.parameters(): p.data += .15*torch.randn_like(p) # untrained weights say the same of everything
     return model
-
-TEN = dict(max_new_tokens=10, min_new_tokens=10)
-
-def naive(model, x, n=10):
-    ids, end = torch.full((len(x), 1), model.config.decoder.bos_token_id), model.config.decoder.eos_token_id
-    for _ in range(n):
-        with torch.no_grad(): logits = model(ids, logmel=x).logits[:, -1]
-        logits[:, end] = -torch.inf
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
-    return ids
 
 @every
 def test_generate_is_what_a_loop_without_a_cache_says(tokenizer, name):
