@@ -20,7 +20,7 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
-from .core import LogocentricError, atomic_write, best_device, bf16_pays, model_path, progress
+from .core import LogocentricError, atomic_write, best_device, bf16_pays, in_parts, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
 from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
 from .sounds import crop_start
@@ -459,11 +459,12 @@ def param_groups(self: Captioner,
 def _batchwise(listen, device, logmels, batch_size, desc, frames=None):
     "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
     half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
-    starts = range(0, len(logmels), batch_size)
-    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        batch = torch.from_numpy(np.stack(logmels[s:s + batch_size]).astype(np.float32)).to(device)
-        mask = None if frames is None else sound_mask(frames[s:s + batch_size], batch.shape[1])
-        with half: yield listen(batch, None if mask is None else mask.to(device))
+    def heard(rows):
+        batch = torch.from_numpy(np.stack(logmels[rows.start:rows.stop]).astype(np.float32)).to(device)
+        mask = None if frames is None else sound_mask(frames[rows.start:rows.stop], batch.shape[1])
+        with half: return listen(batch, None if mask is None else mask.to(device))
+    parts = [range(s, min(s + batch_size, len(logmels))) for s in range(0, len(logmels), batch_size)]
+    for part in progress(parts, desc=desc, unit='batch') if desc else parts: yield from in_parts(heard, part, 'clips')
 
 # %% ../nbs/30_captioner.ipynb #cedb77ba
 def sound_mask(frames,       # how many frames of each clip are sound
@@ -509,13 +510,11 @@ def cache_columns(model: Captioner,
 # %% ../nbs/30_captioner.ipynb #7b7fa82e
 @torch.inference_mode()
 def caption(model: Captioner,
-            logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
-            batch_size: int = 64,
-            desc: str = '',       # name on the progress bar; none without a name
-            **kwargs              # of `Captioner.generate`
+            heard: Iterable[torch.Tensor], # batches of features, as `hear_clips` gives them
+            **kwargs                       # of `Captioner.generate`
            ) -> list[str]:
     "What the model says of each clip."
-    return [text for features in hear_clips(model, logmels, batch_size, desc) for text in model.say(features, **kwargs)]
+    return [text for features in heard for text in model.say(features, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #0a67c140
 @patch
@@ -524,8 +523,8 @@ def say(self: Captioner,
         **kwargs                # of `generate`
        ) -> list[str]:
     "Features of sounds → descriptions."
-    tokens = self.generate(audio=self.prefix(features), **kwargs)
-    return [t.strip() for t in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    speak = lambda some: self.tokenizer.batch_decode(self.generate(audio=self.prefix(some), **kwargs), skip_special_tokens=True)
+    return [text.strip() for texts in in_parts(speak, features, 'sounds') for text in texts]
 
 # %% ../nbs/30_captioner.ipynb #30a00002
 @patch
@@ -542,15 +541,15 @@ def draw(self: Captioner,
 # %% ../nbs/30_captioner.ipynb #30a00005
 @torch.inference_mode()
 def draw_captions(model: Captioner,
-                  logmels,                  # (clips, frames, mels) array, natural log
-                  n: int = 8,               # descriptions of each clip
-                  seed: int = 0, batch_size: int = 16, desc: str = '', # of the draw; clips at a time; name on the progress bar, none without one
-                  **kwargs                  # of `Captioner.draw`
-                 ) -> list[list[str]]:      # (clips, n)
+                  heard: Iterable[torch.Tensor], # batches of features, as `hear_clips` gives them
+                  n: int = 8,                    # descriptions of each clip
+                  seed: int = 0,                 # of the draw
+                  **kwargs                       # of `Captioner.draw`
+                 ) -> list[list[str]]:           # (clips, n)
     "Several descriptions of each clip, the same ones at every call."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [texts for features in hear_clips(model, logmels, batch_size, desc) for texts in model.draw(features, n, **kwargs)]
+        return [texts for features in heard for texts in model.draw(features, n, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch
@@ -629,10 +628,11 @@ def _pieces(sound, model, sample_rate):
 def hear_through(self: Captioner, pieces, batch_size: int = 16) -> tuple[list, torch.Tensor, torch.Tensor]:
     "Windows of a sound, their features (windows, features), and those of the whole (1, features)."
     windows, features = [], []
-    for group in chunked(pieces, batch_size):
-        pictures = [self.frontend(torch.from_numpy(x)) for _, x in group]
+    def heard(pictures):
         batch, mask = self.length.batch(pictures, self.frontend.config.silence)
-        features.append(self.hear(batch.to(self.device), mask.to(self.device)))
+        return self.hear(batch.to(self.device), mask.to(self.device))
+    for group in chunked(pieces, batch_size):
+        features += in_parts(heard, [self.frontend(torch.from_numpy(x)) for _, x in group], 'windows')
         windows += [w for w, _ in group]
     features = self.prefix.gather(features)
     return windows, features, features if len(windows) == 1 else self.prefix.whole(features, windows, self.length)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, gpt2_config, hear_clips, tokenise, warm_up
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, hear_clips, tokenise, warm_up
 from .core import (LogocentricError, Record, all_processes, atomic_write, best_device, code_hash, config_hash, data_path, launched, load_records, progress,
                               project_root, read_json, run_path, save_record, set_seed, stage, write_json)
 from .clips import Clips, Crops
@@ -537,9 +537,7 @@ def captions(self: Lab, split: str, n_pairs: int | None) -> list[str]:
     config = dict(captioner=self.captioner(n_pairs).name, corpus=self.named(split), split=split, tokens=self.scale.caption_tokens)
     def make(folder):
         model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
-        with torch.inference_mode():
-            texts = [text for x in self.heard(model, split, desc=f'describe {split}') for text in model.say(x, max_new_tokens=self.scale.caption_tokens)]
-        write_json(folder/'captions.json', texts)
+        write_json(folder/'captions.json', caption(model, self.heard(model, split, desc=f'describe {split}'), max_new_tokens=self.scale.caption_tokens))
     return read_json(stage('captions', config, make)/'captions.json')
 
 # %% ../nbs/50_experiments.ipynb #c04d9292
@@ -549,11 +547,8 @@ def drawn(self: Lab, split: str, n_pairs: int) -> list[list[str]]: # (clips, dra
     config = dict(captioner=self.captioner(n_pairs).name, corpus=self.named(split), split=split, tokens=self.scale.caption_tokens, draws=self.scale.draws)
     def make(folder):
         model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
-        with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            parts = self.heard(model, split, 16, f'describe {split} {self.scale.draws} times')
-            texts = [several for x in parts for several in model.draw(x, self.scale.draws, max_new_tokens=self.scale.caption_tokens)]
-        write_json(folder/'captions.json', texts)
+        heard = self.heard(model, split, 16, f'describe {split} {self.scale.draws} times')
+        write_json(folder/'captions.json', draw_captions(model, heard, self.scale.draws, max_new_tokens=self.scale.caption_tokens))
     return read_json(stage('drawn', config, make)/'captions.json')
 
 # %% ../nbs/50_experiments.ipynb #50a00003

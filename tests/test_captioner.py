@@ -3,7 +3,7 @@ import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, hear_clips, load_gpt2, pool, tokenise, warm_up)
-from logocentric.core import LogocentricError, set_seed, shared_path
+from logocentric.core import LogocentricError, OutOfMemory, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig, MAEModel
 from logocentric.training import TrainConfig, train
@@ -120,6 +120,23 @@ def test_features_given_before_change_nothing(model, tokenizer):
     assert torch.equal(heard, given)
     assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.05) # perhaps in bfloat16
 
+def test_a_small_device_hears_and_says_the_same(model, monkeypatch):
+    "With room for two sounds; one that is too large on its own is an error that says what helps."
+    x = pictures(5)
+    def small(method, room):
+        def limited(*args, **kwargs):
+            if len(kwargs.get('audio', args[0] if args else ())) > room: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return method(*args, **kwargs)
+        return limited
+    features = torch.cat(list(hear_clips(model, x.numpy())))
+    said, hear = model.say(features, max_new_tokens=5), model.hear
+    for name in ('hear', 'generate'): monkeypatch.setattr(model, name, small(getattr(model, name), 2))
+    with pytest.warns(UserWarning, match='5 clips at a time'): parts = list(hear_clips(model, x.numpy()))
+    assert [len(p) for p in parts] == [2, 1, 2] and torch.allclose(torch.cat(parts), features, atol=.05) # perhaps in bfloat16
+    with pytest.warns(UserWarning, match='5 sounds at a time'): assert model.say(features, max_new_tokens=5) == said
+    monkeypatch.setattr(model, 'hear', small(hear, 0))
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='dtype=torch.bfloat16'): list(hear_clips(model, x.numpy()))
+
 def test_padding_behind_a_recording_is_not_heard(model):
     whole, short = pictures(2), pictures(1, frames=120, seed=5)
     silence = torch.full((1, 80, 80), model.frontend.config.silence)
@@ -190,7 +207,7 @@ def test_learns_and_resumes(tokenizer, tmp_path):
     warm_up(model.decoder, tokenizer, texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
     model.calibrate([x], texts)
     train(model, pairs, config, folder=tmp_path/'pairs', progress=False)
-    assert caption(model, x.numpy(), batch_size=5) == texts
+    assert caption(model, hear_clips(model, x.numpy(), batch_size=5)) == texts
     again = build(tokenizer, seed=1)
     train(again, pairs, config, folder=tmp_path/'pairs', progress=False)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0., atol=0., equal_nan=True)
