@@ -296,6 +296,26 @@ def test_crops_hold_what_sounds(tokenizer):
     assert whole['logmel'].shape == (1, 1001, 80)
 
 
+def test_padding_is_not_learned_from(model, tokenizer):
+    "A short recording in a long picture has the loss of the recording, from pictures and from columns; crops lie where it is sound."
+    texts, sound = ['a calm deep hum', 'quick clicks'], pictures(2, frames=200, seed=3)
+    padded, frames = sound.clone(), [200, 112]
+    padded[1, 112:] = model.frontend.config.silence
+    given, rng = dict(texts=texts, tokenizer=tokenizer, frames=frames), np.random.default_rng(0)
+    columns = model.columns(padded, torch.arange(200) < torch.tensor(frames)[:, None])[0].detach().numpy()
+    loss = lambda batch: model(**{k: v for k, v in batch.items() if k != 'id'}).loss.item()
+    with torch.no_grad():
+        alone = model(logmel=sound[1:, :112], **tokenise(tokenizer, texts[1:])).loss.item()
+        assert loss(Pairs(padded.numpy(), **given).batch([1], rng)) == pytest.approx(alone, abs=1e-5)
+        assert loss(Pairs(columns, **given | dict(frames=[-(-n//model.encoder.config.patch_frames) for n in frames]), what='columns').batch([1], rng)) == pytest.approx(alone, abs=1e-5)
+        assert loss(Pairs(padded.numpy(), texts, tokenizer).batch([1], rng)) != pytest.approx(alone, abs=1e-3)
+    for seed in range(20):
+        short = Pairs(padded.numpy(), crop=96, **given).batch([0, 1], np.random.default_rng(seed))
+        long = Pairs(padded.numpy(), crop=160, **given).batch([0, 1], np.random.default_rng(seed))
+        assert 'frame_mask' not in short and (short['logmel'][1] != model.frontend.config.silence).any(1).all()
+        assert long['frame_mask'].sum(1).tolist() == [160, 112] and torch.equal(long['logmel'][1], padded[1, :160])
+
+
 def test_windows_of_many_lengths_stay_inside_a_clip(tokenizer):
     clips = [np.full((126, 12), i, np.float16) + np.arange(126, dtype=np.float16)[:, None] for i in range(3)]
     pairs, lengths = Pairs(clips, ['a', 'b', 'c'], tokenizer, crop=(42, 126), what='columns'), set()
