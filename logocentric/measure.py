@@ -10,8 +10,8 @@ __all__ = ['CARDS', 'card', 'running_device', 'one_step', 'Trial', 'some_tokeniz
            'curves_without_gpu', 'cpu_curves', 'apart', 'verdict']
 
 # %% ../nbs/49_measure.ipynb #0d4a57d5
-import gc, json, math, os, subprocess, sys, tempfile, time, warnings
-from collections.abc import Callable, Iterator
+import gc, math, os, subprocess, sys, tempfile, time, warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from .captioner import Captioner, Pairs, hear_clips, plain_attention
 from .core import best_device, bf16_pays, progress, read_json, set_seed
 from .corpus import LABELS
-from .knowledge import genres, knowledge_text, train_tokenizer
+from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEModel
-from .plan import (DEVICES, FRAMES, MFU, Device, Job, Terms, captioner_jobs, count, crop_frames, direct_job, ear_config, hear_job, is_still, language_config,
+from .plan import (DEVICES, FRAMES, MFU, Device, Job, Terms, captioner_jobs, crop_frames, direct_job, ear_config, hear_job, is_still, language_config,
                               paints, read_job, reader_config, reader_job, say_job, scale_parts, tag_parts, tagger_job, this_cpu, utilisation)
 from .reader import SIZES, ChosenLoss
-from .reasoner import LabelWarning, Reasoner, fill
+from .reasoner import LabelWarning, Reasoner
 from .shards import Rendered
 from .tagging import SigmoidConfig, SigmoidTagger
 from .training import OutOfMemory, TrainConfig, train
@@ -74,11 +74,9 @@ def some_tokenizer(vocabulary: int):
 
 # %% ../nbs/49_measure.ipynb #b3039b04
 def some_words(tokenizer, tokens: int, n: int, seed: int = 0) -> list[str]:
-    "`n` descriptions of so many tokens each."
-    rng, found = np.random.default_rng(seed), []
-    known = [g for g in genres() if len(tokenizer.encode(f' {g}', add_special_tokens=False)) == 1] or ['a']
-    for _ in range(n): found.append(' '.join(rng.choice(known, tokens)))
-    return found
+    "`n` descriptions of so many words of one token each, none like another."
+    known = sorted(w[1:] for w in tokenizer.get_vocab() if w[0] == 'Ġ' and w[1:].isalpha()) # as byte-level tokenizers write a word and the space before it
+    return [' '.join(row) for row in np.random.default_rng(seed).choice(known, (n, tokens))]
 
 def _text(batch, tokens, vocabulary): # texts of one length, all of it to be predicted
     ids = torch.randint(vocabulary, (batch, tokens))
