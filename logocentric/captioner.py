@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'gpt2_config', 'plain_attention',
-           'tokenise', 'Pairs', 'Texts', 'warm_up', 'sound_mask', 'hear_clips', 'cache_columns', 'caption',
+           'tokenise', 'sound_mask', 'Pairs', 'Texts', 'warm_up', 'hear_clips', 'cache_columns', 'caption',
            'draw_captions', 'HeardWindow', 'Description', 'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
@@ -20,7 +20,7 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
-from .core import LogocentricError, atomic_write, best_device, bf16_pays, model_path, progress
+from .core import LogocentricError, atomic_write, best_device, bf16_pays, in_parts, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
 from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
 from .sounds import crop_start
@@ -150,9 +150,9 @@ def hear(self: Captioner, logmel: torch.Tensor, frame_mask: torch.Tensor | None 
     return _told(self.config, *self.columns(logmel, frame_mask))
 
 @patch
-def recall(self: Captioner, columns: torch.Tensor) -> torch.Tensor: # (b, features)
-    "The same of columns that the ear gave before, all of them real."
-    return _told(self.config, columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device))
+def recall(self: Captioner, columns: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor: # (b, features)
+    "The same of columns that the ear gave before, and of which are real: all of them by default."
+    return _told(self.config, columns, torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device) if real is None else real)
 
 def _told(config, columns, real): # a classifier that has no bridge is told what a prefix is
     return bridge_class(getattr(config, 'bridge', 'prefix')).listen(columns, real, config.lags or ())
@@ -220,6 +220,7 @@ def forward(self: Captioner,
             frame_mask: torch.Tensor | None = None,      # (b, frames) bool, True where there is sound
             audio: torch.Tensor | None = None,           # (b, prefix_length, width): what the bridge gives, instead of `logmel`
             columns: torch.Tensor | None = None,         # (b, columns, rows*dim): what the ear gave before, instead of `logmel`
+            column_mask: torch.Tensor | None = None,     # (b, columns) bool, True where they are real
             features: torch.Tensor | None = None,        # (b, features): what `hear` gave before, instead of `logmel`
             attention_mask: torch.Tensor | None = None,  # (b, text) 1 where there is text
             labels: torch.Tensor | None = None,          # (b, text) tokens to predict, −100 where none
@@ -227,7 +228,7 @@ def forward(self: Captioner,
             past_key_values=None, use_cache: bool = False, logits_to_keep: int = 0, **kwargs,
            ) -> CausalLMOutputWithPast:
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
-    if audio is None and features is None: features = self.hear(logmel, frame_mask) if columns is None else self.recall(columns)
+    if audio is None and features is None: features = self.hear(logmel, frame_mask) if columns is None else self.recall(columns, column_mask)
     if audio is None: audio = self.prefix(features)
     if self.training and labels is not None: input_ids, attention_mask = self.spoken(input_ids, attention_mask)
     past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -350,7 +351,15 @@ def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
     except OSError as e: raise LogocentricError(f'no captioner found at {str(folder)!r}: {e}') from e
     return model.eval()
 
-# %% ../nbs/30_captioner.ipynb #ea4e6013
+# %% ../nbs/30_captioner.ipynb #cedb77ba
+def sound_mask(frames,       # how many frames of each clip are sound
+               longest: int  # frames of a picture
+              ) -> torch.Tensor | None: # (b, longest) bool, True where there is sound; `None` where all of it is
+    "Which frames are sound and not padding."
+    mask = torch.arange(longest) < torch.as_tensor(np.asarray(frames))[:, None]
+    return None if mask.all() else mask
+
+# %% ../nbs/30_captioner.ipynb #7fb32765
 class Pairs:
     "Sounds and their descriptions, as batches for training."
     def __init__(self,
@@ -360,37 +369,43 @@ class Pairs:
                  crop: int | tuple[int, int] | None = None, # frames of a random crop, or the fewest and the most; whole clips by default
                  ids: list[str] | None = None,       # names of the clips, for error messages
                  active: list | None = None,         # for each clip (frames,) bool, where something sounds, or `None`: everywhere
+                 frames: list | None = None,         # for each clip how much of its picture is sound, the rest being padding; all of it by default
                  what: str = 'logmel'):              # what the pictures are to `Captioner.forward`: `logmel`, or `columns`
         if len(logmels) != len(texts): raise ValueError(f'{len(logmels)} clips and {len(texts)} descriptions')
         self.logmels, self.texts, self.tokenizer, self.crop, self.what = logmels, list(texts), tokenizer, crop, what
         self.ids = list(ids) if ids is not None else [str(i) for i in range(len(texts))]
         self.active = [None]*len(texts) if active is None else active
         if len(self.active) != len(texts): raise ValueError(f'{len(texts)} clips, but activity of {len(self.active)}')
+        self.frames = frames
 
     def __len__(self): return len(self.texts)
 
-# %% ../nbs/30_captioner.ipynb #49aa9b57
+# %% ../nbs/30_captioner.ipynb #df8a5e2f
 @patch
-def picture(self: Pairs, i: int, frames: int | None, rng: np.random.Generator) -> np.ndarray: # (frames, mels)
-    "A clip, or a crop of it."
-    x, active = self.logmels[i], self.active[i]
-    if not frames or frames >= len(x): return x
-    start = rng.integers(len(x) - frames + 1) if active is None else crop_start(active, frames, rng)
-    return x[start:start + frames]
+def window(self: Pairs, i: int, frames: int | None, rng: np.random.Generator) -> slice: # of frames
+    "A clip, or a crop from where it is sound; from the beginning where that is shorter."
+    whole, active = len(self.logmels[i]), self.active[i]
+    n = whole if self.frames is None else self.frames[i]
+    if not frames or frames >= n: return slice(0, frames or whole)
+    start = rng.integers(n - frames + 1) if active is None else crop_start(active, frames, rng)
+    return slice(start, start + frames)
 
-# %% ../nbs/30_captioner.ipynb #3fc235b4
+# %% ../nbs/30_captioner.ipynb #c9b5506a
 @patch
 def batch(self: Pairs,
           indices: list[int],      # which clips
           rng: np.random.Generator # decides the crops
          ) -> dict:
-    "A batch: what was heard, input_ids, attention_mask, labels, id."
+    "A batch: what was heard, and where it is sound if not everywhere; input_ids, attention_mask, labels, id."
     frames = int(rng.integers(self.crop[0], self.crop[1] + 1)) if isinstance(self.crop, tuple) else self.crop
-    pictures = [self.picture(i, frames, rng) for i in indices]
+    windows = [self.window(i, frames, rng) for i in indices]
+    pictures = [self.logmels[i][w] for i, w in zip(indices, windows)]
     if short := [self.ids[i] for i, x in zip(indices, pictures) if len(x) != len(pictures[0])]:
         raise LogocentricError(f'clips of unequal length in one batch, such as {short[0]}: choose a shorter `crop`')
-    heard = torch.from_numpy(np.stack(pictures).astype(np.float32))
-    return {self.what: heard, 'id': [self.ids[i] for i in indices], **tokenise(self.tokenizer, [self.texts[i] for i in indices])}
+    heard = {self.what: torch.from_numpy(np.stack(pictures).astype(np.float32))}
+    mask = None if self.frames is None else sound_mask([self.frames[i] - w.start for i, w in zip(indices, windows)], len(pictures[0]))
+    if mask is not None: heard[dict(logmel='frame_mask', columns='column_mask')[self.what]] = mask
+    return dict(heard, id=[self.ids[i] for i in indices], **tokenise(self.tokenizer, [self.texts[i] for i in indices]))
 
 # %% ../nbs/30_captioner.ipynb #ce65922e
 class Texts:
@@ -420,17 +435,20 @@ def warm_up(decoder: GPT2LMHeadModel,
 
 # %% ../nbs/30_captioner.ipynb #e0fd6535
 @patch
+def _features(self: Captioner, x): # (b, frames, mels) natural log, or (b, features) → (b, features)
+    x = x.to(self.device)
+    return self.eval().hear(x) if x.ndim == 3 and x.shape[-1] == self.config.encoder.n_mels else x
+
+@patch
 @torch.no_grad()
 def calibrate(self: Captioner,
               batches: Iterable[torch.Tensor], # training clips, each (b, frames, mels), natural log; or their features, as `hear` gives them
               texts: list[str]                 # training descriptions
              ) -> Captioner:
     "Fix the constants: mean and deviation of the features, log-odds of the words."
-    self.eval()
     count, total, squares = 0, 0., 0.
     for x in batches:
-        heard = self.hear(x.to(self.device)) if x.ndim == 3 and x.shape[-1] == self.config.encoder.n_mels else x.to(self.device)
-        z = self.prefix.observations(heard).double()                                  # (b, features), or (columns of the batch, dim)
+        z = self.prefix.observations(self._features(x)).double()                      # (b, features), or (columns of the batch, dim)
         count, total, squares = count + len(z), total + z.sum(0), squares + z.square().sum(0)
     mean = total/count
     self.prefix.mean.copy_(mean)
@@ -459,19 +477,12 @@ def param_groups(self: Captioner,
 def _batchwise(listen, device, logmels, batch_size, desc, frames=None):
     "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
     half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
-    starts = range(0, len(logmels), batch_size)
-    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        batch = torch.from_numpy(np.stack(logmels[s:s + batch_size]).astype(np.float32)).to(device)
-        mask = None if frames is None else sound_mask(frames[s:s + batch_size], batch.shape[1])
-        with half: yield listen(batch, None if mask is None else mask.to(device))
-
-# %% ../nbs/30_captioner.ipynb #cedb77ba
-def sound_mask(frames,       # how many frames of each clip are sound
-               longest: int  # frames of a picture
-              ) -> torch.Tensor | None: # (b, longest) bool, True where there is sound; `None` where all of it is
-    "Which frames are sound and not padding."
-    mask = torch.arange(longest) < torch.as_tensor(np.asarray(frames))[:, None]
-    return None if mask.all() else mask
+    def heard(rows):
+        batch = torch.from_numpy(np.stack(logmels[rows.start:rows.stop]).astype(np.float32)).to(device)
+        mask = None if frames is None else sound_mask(frames[rows.start:rows.stop], batch.shape[1])
+        with half: return listen(batch, None if mask is None else mask.to(device))
+    parts = [range(s, min(s + batch_size, len(logmels))) for s in range(0, len(logmels), batch_size)]
+    for part in progress(parts, desc=desc, unit='batch') if desc else parts: yield from in_parts(heard, part, 'clips')
 
 # %% ../nbs/30_captioner.ipynb #679a1528
 def hear_clips(model: Captioner,
@@ -498,24 +509,23 @@ def cache_columns(model: Captioner,
                   file: str | Path,     # `.npy`; a finished one is read again
                   batch_size: int = 32,
                   desc: str = '',       # name on the progress bar; none without a name
-                  change=lambda x: x    # what is done to a batch (b, frames, mels) before the ear hears it
+                  change=lambda x: x,   # what is done to a batch (b, frames, mels) before the ear hears it
+                  frames=None           # (n,) how many frames of each are sound; all of them by default
                  ) -> np.ndarray:       # (n, columns, rows*dim) float16, memory-mapped
     "What the ear makes of clips, kept in a file."
     if not Path(file).exists():
         heard = lambda x, mask: model.eval().columns(change(x), mask)
-        with atomic_write(Path(file)) as path: _write_columns(_batchwise(heard, model.device, logmels, batch_size, desc), len(logmels), path)
+        with atomic_write(Path(file)) as path: _write_columns(_batchwise(heard, model.device, logmels, batch_size, desc, frames), len(logmels), path)
     return np.load(file, mmap_mode='r')
 
 # %% ../nbs/30_captioner.ipynb #7b7fa82e
 @torch.inference_mode()
 def caption(model: Captioner,
-            logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
-            batch_size: int = 64,
-            desc: str = '',       # name on the progress bar; none without a name
-            **kwargs              # of `Captioner.generate`
+            heard: Iterable[torch.Tensor], # batches of features, as `hear_clips` gives them
+            **kwargs                       # of `Captioner.generate`
            ) -> list[str]:
     "What the model says of each clip."
-    return [text for features in hear_clips(model, logmels, batch_size, desc) for text in model.say(features, **kwargs)]
+    return [text for features in heard for text in model.say(features, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #0a67c140
 @patch
@@ -524,8 +534,8 @@ def say(self: Captioner,
         **kwargs                # of `generate`
        ) -> list[str]:
     "Features of sounds → descriptions."
-    tokens = self.generate(audio=self.prefix(features), **kwargs)
-    return [t.strip() for t in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    speak = lambda some: self.tokenizer.batch_decode(self.generate(audio=self.prefix(some), **kwargs), skip_special_tokens=True)
+    return [text.strip() for texts in in_parts(speak, features, 'sounds') for text in texts]
 
 # %% ../nbs/30_captioner.ipynb #30a00002
 @patch
@@ -542,15 +552,15 @@ def draw(self: Captioner,
 # %% ../nbs/30_captioner.ipynb #30a00005
 @torch.inference_mode()
 def draw_captions(model: Captioner,
-                  logmels,                  # (clips, frames, mels) array, natural log
-                  n: int = 8,               # descriptions of each clip
-                  seed: int = 0, batch_size: int = 16, desc: str = '', # of the draw; clips at a time; name on the progress bar, none without one
-                  **kwargs                  # of `Captioner.draw`
-                 ) -> list[list[str]]:      # (clips, n)
+                  heard: Iterable[torch.Tensor], # batches of features, as `hear_clips` gives them
+                  n: int = 8,                    # descriptions of each clip
+                  seed: int = 0,                 # of the draw
+                  **kwargs                       # of `Captioner.draw`
+                 ) -> list[list[str]]:           # (clips, n)
     "Several descriptions of each clip, the same ones at every call."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [texts for features in hear_clips(model, logmels, batch_size, desc) for texts in model.draw(features, n, **kwargs)]
+        return [texts for features in heard for texts in model.draw(features, n, **kwargs)]
 
 # %% ../nbs/30_captioner.ipynb #a3add311
 @patch
@@ -567,16 +577,16 @@ def distance(self: Captioner, features): # (b, features)
 @patch
 @torch.no_grad()
 def calibrate_novelty(self: Captioner,
-                      training: Iterable[torch.Tensor], # batches (b, frames, mels) of training clips, natural log
-                      held_out: Iterable[torch.Tensor]  # batches of clips like them that were not trained on
+                      training: Iterable[torch.Tensor], # batches of training clips, as of `calibrate`
+                      held_out: Iterable[torch.Tensor]  # the same of clips like them that were not trained on
                      ) -> Captioner:
     "Store mean, covariance and held-out distances, so that `novelty` can speak."
     from sklearn.covariance import LedoitWolf
-    e = torch.cat([self.embedding(self.hear(x.to(self.device))) for x in training]).double().cpu().numpy()
+    e = torch.cat([self.embedding(self._features(x)) for x in training]).double().cpu().numpy()
     precision = LedoitWolf().fit(e).precision_
     self.novelty_mean.copy_(torch.from_numpy(e.mean(0)))
     self.novelty_whiten.copy_(torch.from_numpy(np.linalg.cholesky(precision)))
-    d = torch.cat([self.distance(self.hear(x.to(self.device))) for x in held_out])
+    d = torch.cat([self.distance(self._features(x)) for x in held_out])
     self.novelty_levels.copy_(torch.quantile(d, torch.linspace(0, 1, 101, device=d.device)))
     return self
 
@@ -629,10 +639,11 @@ def _pieces(sound, model, sample_rate):
 def hear_through(self: Captioner, pieces, batch_size: int = 16) -> tuple[list, torch.Tensor, torch.Tensor]:
     "Windows of a sound, their features (windows, features), and those of the whole (1, features)."
     windows, features = [], []
-    for group in chunked(pieces, batch_size):
-        pictures = [self.frontend(torch.from_numpy(x)) for _, x in group]
+    def heard(pictures):
         batch, mask = self.length.batch(pictures, self.frontend.config.silence)
-        features.append(self.hear(batch.to(self.device), mask.to(self.device)))
+        return self.hear(batch.to(self.device), mask.to(self.device))
+    for group in chunked(pieces, batch_size):
+        features += in_parts(heard, [self.frontend(torch.from_numpy(x)) for _, x in group], 'windows')
         windows += [w for w, _ in group]
     features = self.prefix.gather(features)
     return windows, features, features if len(windows) == 1 else self.prefix.whole(features, windows, self.length)

@@ -9,7 +9,7 @@ __all__ = ['SLACK', 'KEY', 'clip_frames', 'read_clip', 'clips_bytes', 'build_cli
 import shutil
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from .core import LogocentricError, quiet, read_json, write_json
+from .core import LogocentricError, config_hash, quiet, read_json, write_json
 from .corpus import SHARD, Corpus, build_shards
 from .datasets import DataError, Manifest, write_skip_list
 from .frontend import AudioError, FrontendConfig, LogMel, load_audio
@@ -81,11 +81,12 @@ def _known(folder: Path) -> dict[tuple, list]:
 def _prepare(folder: Path, job: dict) -> None:
     "Refuse a folder of something else; move unfinished work on other clips of this set aside; try again what failed."
     if not (folder/'corpus.json').exists(): return
-    old = read_json(folder/'corpus.json')
+    old, finished = read_json(folder/'corpus.json'), (folder/'clips.json').exists()
+    if finished and all(old.get(k) == v for k, v in job.items() if k != 'order'): return
     if old == job:
         for path, rows in _shards(folder):
             if any('failed' in r for r in rows): path.unlink(); (folder/'clips.jsonl').unlink(missing_ok=True)
-    elif (folder/'clips.json').exists() or any(old.get(k) != job[k] for k in ('kind', 'name', 'seconds', 'frontend')):
+    elif finished or any(old.get(k) != job[k] for k in ('kind', 'name', 'seconds', 'frontend')):
         raise DataError(f"{folder.name} holds {old.get('name', 'a corpus')} {old.get('manifest', '')} of {old['n']:,} clips, and these are {job['name']} "
                         f"{job['manifest']}, {job['n']:,} clips of {job['seconds']:g} s: choose another folder or delete it")
     else: folder.rename(folder.with_name(f'{folder.name}.before{len(_before(folder))}'))
@@ -134,7 +135,7 @@ def build_clips(folder: str | Path,            # where the log-mels go; unfinish
                ) -> 'Clips':
     "Read every clip of a manifest into one folder of log-mels; finished shards are never made again."
     folder, manifest = Path(folder), manifest.require(n)
-    job = dict(kind='clips', n=len(manifest), name=manifest.name, manifest=manifest.hash, seconds=seconds, frontend=config.to_dict())
+    job = dict(kind='clips', n=len(manifest), name=manifest.name, manifest=manifest.hash, order=config_hash(dict(ids=manifest.table['id'].tolist())), seconds=seconds, frontend=config.to_dict())
     _prepare(folder, job)
     if not (folder/'clips.json').exists():
         _check_room(folder, job, config)

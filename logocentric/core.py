@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
-           'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'quiet', 'progress', 'atomic_write', 'write_json',
-           'read_json', 'config_hash', 'code_hash', 'launched', 'all_processes', 'need_all', 'stage', 'shipped_path',
-           'model_path', 'versions', 'Record', 'save_record', 'load_records', 'plot_style']
+           'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'OutOfMemory', 'is_out_of_memory', 'in_parts',
+           'quiet', 'progress', 'atomic_write', 'write_json', 'read_json', 'config_hash', 'code_hash', 'launched',
+           'all_processes', 'need_all', 'stage', 'shipped_path', 'model_path', 'versions', 'Record', 'save_record',
+           'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time
+import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
@@ -95,6 +96,31 @@ def bf16_pays(device: str | None = None  # torch device name; the best one by de
     device = device or str(best_device())
     if device.startswith('mps'): return False
     return _matmul_seconds(torch.bfloat16, device)*1.5 < _matmul_seconds(torch.float32, device)
+
+# %% ../nbs/00_core.ipynb #d514fa73
+class OutOfMemory(LogocentricError):
+    "The memory of the device does not suffice; says where, and what to turn."
+
+def is_out_of_memory(error: Exception) -> bool:
+    "Whether a device, or this machine, had no memory left."
+    from accelerate.utils.memory import should_reduce_batch_size
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+# %% ../nbs/00_core.ipynb #0892368e
+def in_parts(work: Callable,    # some rows -> their result
+             rows,              # whatever has a length and can be sliced
+             what: str = 'rows' # what they are, for messages
+            ) -> list:          # one result, or those of the parts, in order
+    "Work on all rows at once, or in halves where the memory is too small for that."
+    try: return [work(rows)]
+    except RuntimeError as error:
+        if not is_out_of_memory(error): raise
+        if len(rows) < 2: raise OutOfMemory(f'the memory is too small for one of the {what}: take a smaller model, shorter ones, another device, or load the model with dtype=torch.bfloat16') from error
+    from accelerate.utils.memory import clear_device_cache
+    clear_device_cache(garbage_collection=True)
+    warnings.warn(f'the memory is too small for {len(rows)} {what} at a time: they are taken in halves; a smaller batch_size saves the attempts', stacklevel=2)
+    half = len(rows)//2
+    return in_parts(work, rows[:half], what) + in_parts(work, rows[half:], what)
 
 # %% ../nbs/00_core.ipynb #aefdba21
 def quiet() -> bool:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, gpt2_config, hear_clips, tokenise, warm_up
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, hear_clips, tokenise, warm_up
 from .core import (LogocentricError, Record, all_processes, atomic_write, best_device, code_hash, config_hash, data_path, launched, load_records, progress,
                               project_root, read_json, run_path, save_record, set_seed, stage, write_json)
 from .clips import Clips, Crops
@@ -401,28 +401,29 @@ def beside(self: Lab, split: str) -> SoundCorpus | None:
 
 # %% ../nbs/50_experiments.ipynb #a72d84a6
 def _told(music, n):
-    "Pictures, texts, names and activity of the first `n` pairs; a recording may have several descriptions."
-    if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), [None]*len(music.table[:n])
+    "Pictures, texts, names and frames of sound of the first `n` pairs; a recording may have several descriptions."
+    if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), None
     told = [(i, text) for i, texts in enumerate(music.table['texts']) for text in texts][:n]
-    return [music.features[i] for i, _ in told], [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [music.active[i] for i, _ in told]
+    return [music.features[i] for i, _ in told], [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [int(music.frames[i]) for i, _ in told]
 
 @patch
 def pairs(self: Lab, split: str, n: int | None = None) -> Pairs:
     "The first `n` clips of music of a split and their share of sounds, with their descriptions; training clips are cropped."
     music, other = self.corpus(split), self.beside(split)
-    pictures, texts, ids, active = _told(music, n)
+    pictures, texts, ids, frames = _told(music, n)
+    active = [None]*len(pictures)
     if other is not None:
         m = round(self.scale.beside*len(pictures))
         pictures, texts, ids = [*pictures, *other.features[:m]], [*texts, *other.table.description[:m]], [*ids, *('sound ' + other.table.id[:m])]
         active = [*active, *other.active[:m]]
-    return Pairs(pictures, texts, self.tokenizer(), crop=self.crop_frames() if split == 'train' else None, ids=ids, active=active)
+    return Pairs(pictures, texts, self.tokenizer(), crop=self.crop_frames() if split == 'train' else None, ids=ids, active=active, frames=frames)
 
 # %% ../nbs/50_experiments.ipynb #5b2fc61c
 @patch
-def batches(self: Lab, split: str, n: int) -> Iterable[torch.Tensor]:
-    "The first `n` clips of music of a split, and the sounds beside them, in batches of 64, natural log."
-    x = self.pairs(split, n).logmels
-    return (torch.from_numpy(np.stack(x[i:i + 64]).astype(np.float32)) for i in range(0, len(x), 64))
+def features(self: Lab, model: Captioner, split: str, n: int) -> Iterable[torch.Tensor]: # (b, features)
+    "What a captioner hears in the first `n` clips of music of a split and the sounds beside them, batch by batch."
+    pairs = self.pairs(split, n)
+    return hear_clips(model, pairs.logmels, frames=pairs.frames)
 
 # %% ../nbs/50_experiments.ipynb #680a24e7
 @patch
@@ -448,7 +449,7 @@ def unheard(self: Lab, n_pairs: int) -> Captioner:
     encoder, frontend = self.hearing()
     model = Captioner.from_parts(encoder, self.voice(), self.tokenizer(), frontend, **self.bridge).to(best_device())
     model.encoder.requires_grad_(not self.still)
-    return model.calibrate(self.batches('train', 256), self.pairs('train', n_pairs).texts)
+    return model.calibrate(self.features(model, 'train', 256), self.pairs('train', n_pairs).texts)
 
 # %% ../nbs/50_experiments.ipynb #50a00032
 def _bent(logmel, rng): # in another key, level and tone, as in the ear's lessons
@@ -459,11 +460,12 @@ def recalled(self: Lab, model: Captioner, split: str, n: int | None, folder: Pat
     "The pairs of a split, their columns given once; in training also those of bent pictures, in windows from a third of a clip to all of it."
     pairs, frames, rng = self.pairs(split, n), model.encoder.config.patch_frames, np.random.default_rng(self.seed)
     changes = dict(plain=lambda x: x) | (dict(bent=lambda x: _bent(x, rng)) if split == 'train' else {})
-    heard = [cache_columns(model, pairs.logmels, folder/f'{split}-{name}.npy', desc=f'hear {split}, {name}', change=change) for name, change in changes.items()]
+    heard = [cache_columns(model, pairs.logmels, folder/f'{split}-{name}.npy', desc=f'hear {split}, {name}', change=change, frames=pairs.frames) for name, change in changes.items()]
     active = [a if a is None else np.logical_or.reduceat(a, range(0, len(a), frames)) for a in pairs.active]
     columns, many = [c for kept in heard for c in kept], heard[0].shape[1]
     windows = (many//3, many) if split == 'train' else None
-    return Pairs(columns, pairs.texts*len(heard), pairs.tokenizer, windows, pairs.ids*len(heard), active*len(heard), what='columns')
+    real = pairs.frames and [-(-n//frames) for n in pairs.frames]*len(heard)
+    return Pairs(columns, pairs.texts*len(heard), pairs.tokenizer, windows, pairs.ids*len(heard), active*len(heard), real, what='columns')
 
 # %% ../nbs/50_experiments.ipynb #50a00033
 class _WithSounds:
@@ -509,7 +511,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
         history = train(model, pairs, replace(settings, seed=self.seed).shared_out(), valid, folder=folder/'training',
                         param_groups=model.param_groups(settings, encoder_rate=self.encoder_rate),
                         reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
-        model.calibrate_novelty(self.batches('train', 512), self.batches('heldout', 512))
+        model.calibrate_novelty(*(self.features(model, split, 512) for split in ('train', 'heldout')))
         model.save_pretrained(folder)
         return history.keep(folder)
     return stage('captioner', config, make, together=True)
@@ -537,9 +539,7 @@ def captions(self: Lab, split: str, n_pairs: int | None) -> list[str]:
     config = dict(captioner=self.captioner(n_pairs).name, corpus=self.named(split), split=split, tokens=self.scale.caption_tokens)
     def make(folder):
         model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
-        with torch.inference_mode():
-            texts = [text for x in self.heard(model, split, desc=f'describe {split}') for text in model.say(x, max_new_tokens=self.scale.caption_tokens)]
-        write_json(folder/'captions.json', texts)
+        write_json(folder/'captions.json', caption(model, self.heard(model, split, desc=f'describe {split}'), max_new_tokens=self.scale.caption_tokens))
     return read_json(stage('captions', config, make)/'captions.json')
 
 # %% ../nbs/50_experiments.ipynb #c04d9292
@@ -549,11 +549,8 @@ def drawn(self: Lab, split: str, n_pairs: int) -> list[list[str]]: # (clips, dra
     config = dict(captioner=self.captioner(n_pairs).name, corpus=self.named(split), split=split, tokens=self.scale.caption_tokens, draws=self.scale.draws)
     def make(folder):
         model = Captioner.from_pretrained(self.captioner(n_pairs)).to(best_device())
-        with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            parts = self.heard(model, split, 16, f'describe {split} {self.scale.draws} times')
-            texts = [several for x in parts for several in model.draw(x, self.scale.draws, max_new_tokens=self.scale.caption_tokens)]
-        write_json(folder/'captions.json', texts)
+        heard = self.heard(model, split, 16, f'describe {split} {self.scale.draws} times')
+        write_json(folder/'captions.json', draw_captions(model, heard, self.scale.draws, max_new_tokens=self.scale.caption_tokens))
     return read_json(stage('drawn', config, make)/'captions.json')
 
 # %% ../nbs/50_experiments.ipynb #50a00003

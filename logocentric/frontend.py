@@ -165,7 +165,7 @@ def calibrate(logmels: Iterable[Tensor],                 # un-normalised log-mel
     "The settings with `mean` and `std` measured on some log-mels, one pass, in double precision."
     count = total = squares = 0
     for x in logmels:
-        x = torch.as_tensor(x).double()
+        x = torch.as_tensor(np.asarray(x, np.float64))
         count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
     if not count: raise LogocentricError('nothing to calibrate on')
     mean = total/count

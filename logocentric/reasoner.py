@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'RULES', 'CONTENT_FREE', 'fill', 'label_aliases', 'label_words', 'label_tokens', 'collisions',
            'label_report', 'Rule', 'domain_premise', 'LabelWarning', 'Scores', 'log_mean_probability', 'Reasoner',
-           'load_pretrained', 'Trie', 'left_pad']
+           'load_pretrained', 'Trie', 'left_pad', 'tf32']
 
 # %% ../nbs/40_reasoner.ipynb #9973a5e3
 import inspect, math, re, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
-from .core import LogocentricError, progress
+from .core import LogocentricError, in_parts, is_out_of_memory, progress
 
 # %% ../nbs/40_reasoner.ipynb #e91cf75b
 PROMPTS = {
@@ -396,8 +396,9 @@ def _agree(self: Reasoner, length: int) -> str:
     a, b, c, d, e, f = ids[length:]
     prompts, trie = [ids[:max(1, length//4)], ids[:length]], Trie([[a, b, c], [a, d, e], [f, a], [b]])
     try: packed = self._packed(prompts, trie, 2)
-    except torch.OutOfMemoryError: raise
-    except Exception as error: return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+    except Exception as error:
+        if is_out_of_memory(error): raise
+        return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
     plain = self._plain(prompts, trie)
     off, spread = (packed - plain).square().mean().sqrt(), plain[:, 1:].std()
     rounding = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else .05
@@ -473,14 +474,25 @@ def score(self: _Asked, logp: torch.Tensor # of every node, (prompts, nodes)
     return self.rule.join(torch.nn.functional.pad(texts, (0, 1), value=-math.inf)[:, self.texts])
 
 # %% ../nbs/40_reasoner.ipynb #d75b7261
+@contextmanager
+def tf32():
+    "Let a GPU multiply matrices of single precision in TF32."
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision('high')
+    try: yield
+    finally: torch.set_float32_matmul_precision(before)
+
+# %% ../nbs/40_reasoner.ipynb #205d52e4
 @patch
-def _scores(self: Reasoner, rows: list[list[int]], asked: _Asked, batch_size: int) -> torch.Tensor:
+def _scores(self: Reasoner, rows: list[list[int]], asked: _Asked, batch_size: int | None) -> torch.Tensor:
     "Scores `(prompts, labels)` of token rows."
-    order = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row))
+    order, batch_size = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row)), batch_size or (8 if self.model.device.type == 'cpu' else 64)
     batches, parts = [list(map(list, order[i:i + batch_size])) for i in range(0, len(order), batch_size)], []
-    for batch in (progress(batches, desc='reason', unit='batch') if len(batches) > 8 else batches):
-        read = self._packed if self._packable(len(batch[-1])) else self._plain
-        parts.append(asked.score(read(batch, asked.trie)))
+    quick = tf32 if self.model.device.type == 'cuda' else nullcontext
+    def read(part):
+        way = self._packed if self._packable(len(part[-1])) else self._plain            # compared in single precision
+        with quick(): return asked.score(way(part, asked.trie))
+    for batch in (progress(batches, desc='reason', unit='batch') if len(batches) > 8 else batches): parts += in_parts(read, batch, 'prompts')
     place = {row: i for i, row in enumerate(order)}
     return torch.cat(parts)[[place[tuple(row)] for row in rows]]
 
@@ -498,7 +510,7 @@ def _baseline(rule, prompt, premise, content_free):
 
 # %% ../nbs/40_reasoner.ipynb #6db7fd1b
 @patch
-def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=8, premise=None, content_free=None, end='') -> Scores:
+def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None, end='') -> Scores:
     "What `reason` returns; empty descriptions are welcome."
     if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}')
     asked = _Asked(self.tokenizer, labels, rule, end)
@@ -517,7 +529,7 @@ def reason(self: Reasoner,
            labels: list[str] | dict[str, list[str]], # possible answers: words, or label -> texts that mean it
            prompt: str = 'tables',                   # a name in `PROMPTS`, or a template with `{description}`
            rule: str = 'first_token',                # a name in `RULES`
-           batch_size: int = 8,                      # prompts that are read at a time; more on an accelerator
+           batch_size: int | None = None,            # prompts that are read at a time; by default 8 on a CPU, 64 elsewhere
            premise: str | None = None,               # for `pmi`: the question without a description; by default `domain_premise`
            content_free: list[str] | None = None,    # for `calibrated`: descriptions that say nothing; by default `CONTENT_FREE`
            end: str = ''                             # what closes a label, e.g. '.', so that one that begins another competes with it

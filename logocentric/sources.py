@@ -231,11 +231,10 @@ def caption_parts(self: Source) -> dict[str, Manifest]:
 
 # %% ../nbs/47_sources.ipynb #3e74adb3
 class Captioned(Clips):
-    "Captioned recordings, read as rendered clips are: a description for each, and where in its picture there is sound."
+    "Captioned recordings, read as rendered clips are, with a description for each."
     def __init__(self, folder: str | Path): # what `build_clips` filled from a manifest with texts
         super().__init__(folder)
         self.table['description'] = self.table['text']
-        self.active = [None if n == self.features.shape[1] else np.arange(self.features.shape[1]) < n for n in self.frames]
 
 # %% ../nbs/47_sources.ipynb #c9bc27d9
 @lru_cache(maxsize=8)

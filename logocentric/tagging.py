@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
 from .captioner import Captioner, sound_mask
-from .core import LogocentricError, progress
+from .core import LogocentricError, in_parts, progress
 from .mae import MAEConfig, MAEEncoder
 from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad
 
@@ -170,9 +170,10 @@ def next_tag(model: Captioner,
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = torch.zeros(len(rows), len(tags.labels), 2)
     parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-    for part in progress(parts, desc=desc, unit='batch') if desc else parts:
+    def read(part):
         listener = Listener(model, model.prefix(features[part].to(model.device)))
-        found[part] = tags.closed(listener._packed([rows[i] for i in part], tags.trie))
+        return tags.closed(listener._packed([rows[i] for i in part], tags.trie))
+    for part in progress(parts, desc=desc, unit='batch') if desc else parts: found[part] = torch.cat(in_parts(read, part, 'sounds'))
     return found
 
 # %% ../nbs/45_tagging.ipynb #e2f3735c
@@ -232,10 +233,12 @@ def say_tags(model: Captioner,
     "The likeliest list of labels of each clip, in free words."
     model.eval()
     begin, said, starts = torch.tensor([tags.begin], device=model.device), [], range(0, len(features), batch_size)
-    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        audio = model.prefix(features[s:s + batch_size].to(model.device))
+    def speak(some):
+        audio = model.prefix(some.to(model.device))
         tokens = model.generate(audio=audio, input_ids=begin.expand(len(audio), -1), **kwargs)
-        said += map(tags.read, tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True))
+        return tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True)
+    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
+        said += [tags.read(text) for texts in in_parts(speak, features[s:s + batch_size], 'sounds') for text in texts]
     return said
 
 # %% ../nbs/45_tagging.ipynb #983ec828

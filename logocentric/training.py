@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['derived_seed', 'seed_all', 'own_randomness', 'batch_indices', 'fetch', 'ByClip', 'TrainConfig', 'decay_groups',
-           'History', 'count_items', 'evaluate', 'TrainingDiverged', 'OutOfMemory', 'train']
+           'History', 'count_items', 'evaluate', 'TrainingDiverged', 'train']
 
 # %% ../nbs/02_training.ipynb #b3c383e0
 import math, random, shutil, time
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, default_collate, default_convert
 from transformers import get_scheduler
-from .core import LogocentricError, all_processes, atomic_write, best_device, bf16_pays, launched, need_all, progress as progress_bar, write_json
+from .core import LogocentricError, OutOfMemory, all_processes, atomic_write, best_device, bf16_pays, is_out_of_memory, launched, need_all, progress as progress_bar, write_json
 
 # %% ../nbs/02_training.ipynb #8c20b98c
 def derived_seed(*keys: int # e.g. seed, purpose, step
@@ -453,9 +453,6 @@ def _as_asked(model, config, draws):
         model.__dict__.pop('_compiled_call_impl', None)
 
 # %% ../nbs/02_training.ipynb #5dbfb1e6
-class OutOfMemory(LogocentricError):
-    "The memory of the device does not suffice; says where, and which knobs to turn, in order."
-
 def _knobs(config, precision):
     half = f'batch_size={config.batch_size//2}, accumulation={2*config.accumulation} (the same mean over the same clips)' if config.batch_size % 2 == 0 else ''
     recompute = '' if config.recompute else 'recompute=True (the same result, about a third more time)'
@@ -464,8 +461,8 @@ def _knobs(config, precision):
 @contextmanager
 def _enough_memory(run, config, device):
     try: yield
-    except RuntimeError as e: # on the CPU it has no class of its own
-        if not (isinstance(e, torch.OutOfMemoryError) or 'DefaultCPUAllocator' in str(e)): raise
+    except RuntimeError as e:
+        if not is_out_of_memory(e): raise
         knobs = ''.join(f'\n  {i}. {knob}' for i, knob in enumerate(_knobs(config, run.precision), 1)) or '\n  a smaller model, or shorter clips'
         raise OutOfMemory(f'out of memory at step {run.step + 1} on {device} with {config.batch_size} clips at a time; in this order:{knobs}') from e
 

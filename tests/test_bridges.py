@@ -222,7 +222,7 @@ def test_learns_to_tell_sounds_apart(tokenizer, name):
     pairs, config = Pairs(list(columns), texts, tokenizer, crop=(5, columns.shape[1]), what='columns'), TrainConfig(steps=80, batch_size=8, lr=5e-3)
     learned = train(model, pairs, config, param_groups=model.param_groups(config, encoder_rate=0.), progress=False)
     assert learned.rows[-1]['loss'] < .7*learned.rows[0]['loss']
-    assert [c.split()[0] for c in caption(model, x.numpy(), max_new_tokens=4)] == ['a', 'quick']*8
+    assert [c.split()[0] for c in caption(model, hear_clips(model, x.numpy()), max_new_tokens=4)] == ['a', 'quick']*8
 
 def test_the_bridge_learns_at_its_own_rate_and_the_voice_at_another(tokenizer):
     model = build(tokenizer, 'cross')
@@ -267,8 +267,9 @@ def test_the_whole_of_a_recording_is_all_of_its_columns(tokenizer):
 @every
 def test_draws_and_searches(tokenizer, name):
     model, x = build(tokenizer, name), pictures(3)
-    drawn = draw_captions(model, x.numpy(), n=4, max_new_tokens=6)
-    assert drawn == draw_captions(model, x.numpy(), n=4, max_new_tokens=6) and [len(d) for d in drawn] == [4]*3
+    heard = list(hear_clips(model, x.numpy()))
+    drawn = draw_captions(model, heard, n=4, max_new_tokens=6)
+    assert drawn == draw_captions(model, heard, n=4, max_new_tokens=6) and [len(d) for d in drawn] == [4]*3
     ids, mask = torch.tensor([[15, 0, 1], [15, 15, 7]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
     both = model.generate(x[:2], input_ids=ids, attention_mask=mask, **TEN)
     assert torch.equal(both[1, -10:], model.generate(x[1:2], input_ids=ids[1:, 1:], **TEN)[0, -10:])

@@ -3,7 +3,7 @@ import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, hear_clips, load_gpt2, pool, tokenise, warm_up)
-from logocentric.core import LogocentricError, set_seed, shared_path
+from logocentric.core import LogocentricError, OutOfMemory, set_seed, shared_path
 from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.mae import MAEConfig, MAEModel
 from logocentric.training import TrainConfig, train
@@ -120,6 +120,23 @@ def test_features_given_before_change_nothing(model, tokenizer):
     assert torch.equal(heard, given)
     assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.05) # perhaps in bfloat16
 
+def test_a_small_device_hears_and_says_the_same(model, monkeypatch):
+    "With room for two sounds; one that is too large on its own is an error that says what helps."
+    x = pictures(5)
+    def small(method, room):
+        def limited(*args, **kwargs):
+            if len(kwargs.get('audio', args[0] if args else ())) > room: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return method(*args, **kwargs)
+        return limited
+    features = torch.cat(list(hear_clips(model, x.numpy())))
+    said, hear = model.say(features, max_new_tokens=5), model.hear
+    for name in ('hear', 'generate'): monkeypatch.setattr(model, name, small(getattr(model, name), 2))
+    with pytest.warns(UserWarning, match='5 clips at a time'): parts = list(hear_clips(model, x.numpy()))
+    assert [len(p) for p in parts] == [2, 1, 2] and torch.allclose(torch.cat(parts), features, atol=.05) # perhaps in bfloat16
+    with pytest.warns(UserWarning, match='5 sounds at a time'): assert model.say(features, max_new_tokens=5) == said
+    monkeypatch.setattr(model, 'hear', small(hear, 0))
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='dtype=torch.bfloat16'): list(hear_clips(model, x.numpy()))
+
 def test_padding_behind_a_recording_is_not_heard(model):
     whole, short = pictures(2), pictures(1, frames=120, seed=5)
     silence = torch.full((1, 80, 80), model.frontend.config.silence)
@@ -190,7 +207,7 @@ def test_learns_and_resumes(tokenizer, tmp_path):
     warm_up(model.decoder, tokenizer, texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
     model.calibrate([x], texts)
     train(model, pairs, config, folder=tmp_path/'pairs', progress=False)
-    assert caption(model, x.numpy(), batch_size=5) == texts
+    assert caption(model, hear_clips(model, x.numpy(), batch_size=5)) == texts
     again = build(tokenizer, seed=1)
     train(again, pairs, config, folder=tmp_path/'pairs', progress=False)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0., atol=0., equal_nan=True)
@@ -277,6 +294,26 @@ def test_crops_hold_what_sounds(tokenizer):
         assert batch['logmel'].shape == (3, 256, 80) and batch['logmel'][1].max() == 1
     whole = Pairs(clips, ['a', 'b', 'c'], tokenizer, active=active).batch([1], np.random.default_rng(0))
     assert whole['logmel'].shape == (1, 1001, 80)
+
+
+def test_padding_is_not_learned_from(model, tokenizer):
+    "A short recording in a long picture has the loss of the recording, from pictures and from columns; crops lie where it is sound."
+    texts, sound = ['a calm deep hum', 'quick clicks'], pictures(2, frames=200, seed=3)
+    padded, frames = sound.clone(), [200, 112]
+    padded[1, 112:] = model.frontend.config.silence
+    given, rng = dict(texts=texts, tokenizer=tokenizer, frames=frames), np.random.default_rng(0)
+    columns = model.columns(padded, torch.arange(200) < torch.tensor(frames)[:, None])[0].detach().numpy()
+    loss = lambda batch: model(**{k: v for k, v in batch.items() if k != 'id'}).loss.item()
+    with torch.no_grad():
+        alone = model(logmel=sound[1:, :112], **tokenise(tokenizer, texts[1:])).loss.item()
+        assert loss(Pairs(padded.numpy(), **given).batch([1], rng)) == pytest.approx(alone, abs=1e-5)
+        assert loss(Pairs(columns, **given | dict(frames=[-(-n//model.encoder.config.patch_frames) for n in frames]), what='columns').batch([1], rng)) == pytest.approx(alone, abs=1e-5)
+        assert loss(Pairs(padded.numpy(), texts, tokenizer).batch([1], rng)) != pytest.approx(alone, abs=1e-3)
+    for seed in range(20):
+        short = Pairs(padded.numpy(), crop=96, **given).batch([0, 1], np.random.default_rng(seed))
+        long = Pairs(padded.numpy(), crop=160, **given).batch([0, 1], np.random.default_rng(seed))
+        assert 'frame_mask' not in short and (short['logmel'][1] != model.frontend.config.silence).any(1).all()
+        assert long['frame_mask'].sum(1).tolist() == [160, 112] and torch.equal(long['logmel'][1], padded[1, :160])
 
 
 def test_windows_of_many_lengths_stay_inside_a_clip(tokenizer):

@@ -1,6 +1,7 @@
 "Recordings to log-mels: every kind of file, cut and padded and broken ones, runs that are killed, lists that change."
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
 import logocentric.clips, logocentric.corpus
 from logocentric.clips import Clips, build_clips, clip_frames, clips_bytes, read_clip
@@ -133,6 +134,19 @@ def test_a_killed_run_with_another_skip_list(tmp_path, five, reads):
     with pytest.raises(KeyboardInterrupt): build_clips(tmp_path/'clips', manifest, SECONDS, 1)
     reads.limit = 99; reads.clear()
     assert len(build_clips(tmp_path/'clips', manifest.skip({'a': 'x'}), SECONDS, 1)) == 4 and reads == ['c.wav', 'd.wav', 'e.wav']
+
+
+def test_a_killed_run_in_another_order(tmp_path, five, reads):
+    "Reordered rows are the same clips: none is lost or read twice, and a finished folder is taken as it is."
+    manifest, reads.limit = listed(tmp_path, five), 3
+    with pytest.raises(KeyboardInterrupt): build_clips(tmp_path/'clips', manifest, SECONDS, 1)
+    reads.limit = 99; reads.clear()
+    turned = replace(manifest, table=manifest.table.iloc[::-1].reset_index(drop=True))
+    clips = build_clips(tmp_path/'clips', turned, SECONDS, 1)
+    assert clips.table['id'].tolist() == list('edcba') and sorted(reads) == ['c.wav', 'd.wav', 'e.wav']
+    assert np.array_equal(clips.features[::-1], build_clips(tmp_path/'again', manifest, SECONDS, 1).features)
+    reads.clear()
+    assert build_clips(tmp_path/'clips', manifest, SECONDS, 1).table['id'].tolist() == list('edcba') and not reads
 
 
 def test_a_folder_is_for_its_clips_alone(tmp_path, five):

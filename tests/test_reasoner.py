@@ -4,11 +4,11 @@ import numpy as np, pandas as pd, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM,
                           LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError, shared_path
+from logocentric.core import LogocentricError, OutOfMemory, shared_path
 from logocentric.knowledge import genres, knowledge, train_tokenizer
 from logocentric.reader import SIZES, ChosenLoss, ReasonerSize, Sentences, train_reasoner
 from logocentric.reasoner import (CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, Trie, collisions, domain_premise, fill, label_aliases, label_report, label_tokens,
-                                  label_words)
+                                  label_words, tf32)
 
 DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')]
@@ -141,7 +141,30 @@ def test_out_of_memory_is_not_taken_for_a_model_that_cannot(tokenizer, monkeypat
     reasoner = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer)
     def full(*args): raise torch.OutOfMemoryError('full')
     monkeypatch.setattr(reasoner, '_packed', full)
-    with pytest.raises(torch.OutOfMemoryError): reasoner.reason('calm', ['jazz'])
+    with pytest.raises(OutOfMemory, match='one of the prompts'): reasoner.reason('calm', ['jazz'])
+
+
+def test_prompts_that_do_not_fit_are_read_in_halves(tokenizer, monkeypatch):
+    "With room for three prompts, all scores are those of a large device."
+    reasoner, read = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer), []
+    said, labels = ['calm', 'loud', 'slow and weary', 'a flute', 'a choir', 'drums, no bass', 'fast'], ['jazz', 'rock and roll']
+    at_once, packed = reasoner.reason(said, labels, rule='sum').values, reasoner._packed
+    def small(prompts, trie, size=None):
+        if len(prompts) > 3: raise torch.OutOfMemoryError('full')
+        read.append(len(prompts))
+        return packed(prompts, trie, size)
+    monkeypatch.setattr(reasoner, '_packed', small)
+    with pytest.warns(UserWarning, match='7 prompts at a time'): halves = reasoner.reason(said, labels, rule='sum').values
+    np.testing.assert_allclose(halves, at_once, atol=1e-4)
+    assert read == [3, 2, 2]
+
+
+def test_tf32_is_for_as_long_as_a_gpu_reads():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ValueError), tf32():
+        assert torch.get_float32_matmul_precision() == 'high'
+        raise ValueError
+    assert torch.get_float32_matmul_precision() == before == 'highest'
 
 
 @pytest.mark.parametrize('kind', ['gpt2', 'gpt_neo'])

@@ -150,7 +150,8 @@ def test_captioned_clips_are_shared_out_once(lab):
     assert lab.scale.pairs == (10, 108)                     # two captions each
     pairs = lab.pairs('train', 108)
     assert len(pairs) == 108 and len(set(pairs.texts)) == 4 and pairs.ids[0] == pairs.ids[1]
-    assert all(a is not None and a.sum() < 320 for a in pairs.active)   # three seconds at most of ten
+    batch, many = pairs.batch([0, 1, 2], np.random.default_rng(0)), [pairs.frames[i] for i in range(3)]
+    assert max(pairs.frames) < 320 and batch['frame_mask'].sum(1).tolist() == many and batch['logmel'].shape[1] > max(many)   # three seconds at most of ten
 
 
 def test_one_in_twenty_is_set_apart_and_the_same_ones_everywhere():

@@ -130,25 +130,6 @@ def test_fetch_prefers_whole_batches():
     one, two = (fetch(Crops(), [1, 2], seed=derived_seed(0, 1, step))['start'] for step in (0, 1))
     assert torch.equal(one, fetch(Crops(), [1, 2], seed=derived_seed(0, 1, 0))['start']) and not torch.equal(one, two)
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path):
-    script = tmp_path/'ranks.py'
-    script.write_text(
-        'import sys, torch\n'
-        'sys.path.insert(0, sys.argv[1])\n'
-        'from test_training import *\n'
-        'model, size = Line(), int(sys.argv[2])\n'
-        "history = train(model, Vectors(16), TrainConfig(steps=8, batch_size=size), Vectors(10), loss_fn=loss, folder=sys.argv[3])\n"
-        "torch.save(dict(weight=model.layer.weight.data, best=history.best_loss), sys.argv[3] + f'/{size}.pt')\n")
-    env = os.environ | dict(LOGOCENTRIC_QUIET='1', OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parents[1]), ACCELERATE_USE_CPU='true')
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node']
-    for processes, size in ((2, 4), (1, 8)):
-        (tmp_path/str(size)).mkdir()
-        subprocess.run([*launch, str(processes), script, Path(__file__).parent, str(size), tmp_path/str(size)], env=env, check=True)
-    a, b = (torch.load(tmp_path/str(size)/f'{size}.pt') for size in (4, 8))
-    torch.testing.assert_close(a['weight'], b['weight'])
-    assert a['best'] == pytest.approx(b['best'], rel=1e-5)
-
 def test_every_run_has_its_own_precision():
     "A model that was trained before is trained in the precision that is asked for now."
     class Seen(torch.nn.Linear):
