@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from .captioner import Captioner, Pairs, hear_clips, plain_attention
-from .core import best_device, bf16_pays, progress, read_json, set_seed
+from .core import OutOfMemory, best_device, bf16_pays, is_out_of_memory, progress, read_json, set_seed
 from .corpus import LABELS
 from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEModel
@@ -31,7 +31,7 @@ from .reader import SIZES, ChosenLoss
 from .reasoner import LabelWarning, Reasoner
 from .shards import Rendered
 from .tagging import SigmoidConfig, SigmoidTagger
-from .training import OutOfMemory, TrainConfig, train
+from .training import TrainConfig, train
 
 # %% ../nbs/49_measure.ipynb #569ce322
 CARDS = {'NVIDIA H100 80GB HBM3': 'H100', 'NVIDIA H200': 'H200', 'NVIDIA A100-SXM4-80GB': 'A100-80', 'NVIDIA A100-SXM4-40GB': 'A100-40', 'NVIDIA L40S': 'L40S',
@@ -178,7 +178,7 @@ def say_trial(scale, t: Terms, n: int = 64) -> Trial:
     return Trial(replace(say_job(scale, t, n, 1, n), title='describe'), n, make)
 
 # %% ../nbs/49_measure.ipynb #ddad53a0
-def read_trial(name: str, scale, t: Terms, n: int = 32) -> Trial:
+def read_trial(name: str, scale, t: Terms, n: int = 64) -> Trial:
     "A reasoner that scores ten labels."
     def make():
         config = reader_config(name, scale.vocabulary)
@@ -285,6 +285,7 @@ def _take_answers(trial, clock):
     model.to(best_device()); most = _Most()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', LabelWarning)
+        warnings.filterwarnings('error', 'the memory is too small') # else it would go on in halves
         while not clock.full: clock.mark(); work()
         if best_device().type != 'cpu': return most.bytes()
         with Pieces() as pieces: work()
@@ -296,14 +297,14 @@ def planned(trial: Trial, t: Terms) -> dict:
     job = trial.job
     seconds, clocks = job.seconds(t), job.clocks(t)
     known = not math.isnan(seconds)
-    return dict(stage=job.title, kind=job.kind, learns=job.train is not None, parameters=job.parameters, precision='bf16' if job.half else 'float32', items=trial.items, flops=job.flops + job.heard,
+    return dict(stage=job.title, kind=job.kind, learns=job.train is not None, parameters=job.parameters, precision='bf16' if job.half else 'TF32' if job.tf32 and t.device.name != 'cpu' else 'float32', items=trial.items, flops=job.flops + job.heard,
                 predicted_seconds=seconds if known else None, limit=max(clocks, key=clocks.get) if known else None, predicted_memory=sum(job.held(t).values()))
 
 # %% ../nbs/49_measure.ipynb #35d299c7
 def measured(trial: Trial, t: Terms, clock: Clock, memory: float | None) -> dict:
     "What was seen of it."
     job, seconds = trial.job, float(np.median(clock.steps))
-    top = t.device.bf16 if job.half else t.device.fp32
+    top = job.rate(t.device)
     flops = job.flops + job.heard
     return dict(outcome='measured', steps=len(clock.steps), seconds=seconds, fastest=float(min(clock.steps)), slowest=float(max(clock.steps)), a_second=trial.items/seconds,
                 flops_a_second=flops/seconds, mfu=None if math.isnan(top) else flops/seconds/top, memory=memory)
@@ -312,7 +313,7 @@ def measured(trial: Trial, t: Terms, clock: Clock, memory: float | None) -> dict
 _NOTHING = dict.fromkeys('steps seconds fastest slowest a_second flops_a_second mfu memory'.split())
 
 def _full(error): # whether memory ran out
-    return isinstance(error, (OutOfMemory, torch.OutOfMemoryError, MemoryError)) or 'DefaultCPUAllocator' in str(error)
+    return isinstance(error, (OutOfMemory, MemoryError, UserWarning)) or is_out_of_memory(error)
 
 def take(trial: Trial, t: Terms, seconds: float = 5., least: int = 5) -> dict: # seconds, and steps, to be measured at least
     "A row of the table: a stage as planned and as measured."

@@ -41,6 +41,11 @@ class Device:
     bandwidth: float # bytes a second
     source: str      # where these numbers are from
 
+    @property
+    def tf32(self) -> float:
+        "Operations a second in TF32, single precision with shorter fractions: on cards that have it half of bfloat16; a CPU and a T4 have none."
+        return self.fp32 if self.name == 'cpu' else max(self.fp32, self.bf16/2)
+
 # %% ../nbs/48_plan.ipynb #47373558
 DEVICES = {d.name: d for d in (
     Device('H100', 989.4e12, 66.9e12, 80e9, 3.35e12, 'NVIDIA H100 data sheet, SXM5'),
@@ -302,14 +307,20 @@ class Job:
     core_seconds: float = 0.            # of CPU cores, at the same time
     kept: float = 0.                    # bytes on disk that stay
     scratch: float = 0.                 # bytes on disk while it runs
+    tf32: bool = False                  # in TF32, where a device has it
 
 # %% ../nbs/48_plan.ipynb #7e7e7875
 @patch
+def rate(self: Job, device: Device) -> float:
+    "Operations a second at most, in the precision of the job."
+    return device.bf16 if self.half else device.tf32 if self.tf32 else device.fp32
+
+# %% ../nbs/48_plan.ipynb #ad18d1ca
+@patch
 def clocks(self: Job, t: Terms) -> dict[str, float]:
     "Seconds by each clock."
-    n, peak_rate = t.count if self.shared else 1, t.device.bf16 if self.half else t.device.fp32
-    share = lambda kind: t.shares.get(kind, t.mfu)
-    arithmetic = (self.flops/peak_rate/share(self.kind) + self.heard/max(t.device.bf16, t.device.fp32)/share('hear'))/n
+    n, share = t.count if self.shared else 1, lambda kind: t.shares.get(kind, t.mfu)
+    arithmetic = (self.flops/self.rate(t.device)/share(self.kind) + self.heard/max(t.device.bf16, t.device.fp32)/share('hear'))/n
     if t.device.name == 'cpu' and self.kind not in t.shares: arithmetic += self.python
     return dict(arithmetic=arithmetic, traffic=self.traffic/(n*t.device.bandwidth), python=self.python, cores=self.core_seconds/t.cores)
 
@@ -481,9 +492,9 @@ def hear_job(title: str, parts: Parts, clips: float) -> Job:
 def read_job(name: str, scale, t: Terms, n: int | None = None) -> Job:
     "A reader scores the labels behind `n` descriptions; by default the predicted, drawn and true ones of all test clips."
     c, n = reader_config(name, scale.vocabulary), n or 3*scale.test*(2 + scale.draws + (len(scale.pairs) - 1)*(name == scale.readers[-1]))
-    seen, d = t.tokens + 16, c.hidden_size
-    flops, held = n*speak_work(c, 8, t.tokens + 8).forward, 4*8*(2*c.num_hidden_layers*d*seen + HEARD*d*seen + 4*c.num_attention_heads*seen**2 + 32*c.vocab_size)
-    return uses(f'{name} reads {n:,} descriptions', f'read {name}', language_size(c), flops, held, python=n/8*2*c.num_hidden_layers*SPEAK)
+    seen, d, batch = t.tokens + 16, c.hidden_size, 64 if t.fused else 8
+    flops, held = n*speak_work(c, 8, t.tokens + 8).forward, 4*batch*(2*c.num_hidden_layers*d*seen + HEARD*d*seen + 4*c.num_attention_heads*seen**2 + 32*c.vocab_size)
+    return uses(f'{name} reads {n:,} descriptions', f'read {name}', language_size(c), flops, held, python=n/batch*2*c.num_hidden_layers*SPEAK, tf32=True)
 
 # %% ../nbs/48_plan.ipynb #9104ac1f
 def tag_parts(tags, size: str) -> Parts:

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from logocentric import measure
-from logocentric.core import LogocentricError
+from logocentric.core import LogocentricError, in_parts
 from logocentric.experiments import SCALES
 from logocentric.measure import Clock, Pieces, Steady, apart, card, curve, curves_without_gpu, rows_table, standing, take, terms_here, trials, verdict
 from logocentric.plan import DEVICES, Terms, find_device, measured_shares, plan
@@ -94,6 +94,15 @@ def test_training_is_taken_and_its_memory_counted(smoke, here, kind):
     assert first['mfu'] == pytest.approx(first['flops']/first['seconds']/(here.device.bf16 if first['precision'] == 'bf16' else here.device.fp32))
 
 
+def test_reading_is_held_against_tf32(here):
+    "As it is done on a GPU; a CPU has no TF32."
+    scale = SCALES['paper']
+    on_card, on_cpu = (next(x for x in trials(scale, None, t) if x.job.kind == 'read gpt2-large') for t in (H100, here))
+    assert on_card.job.rate(DEVICES['H100']) == DEVICES['H100'].bf16/2 and on_cpu.job.rate(here.device) == here.device.fp32
+    assert measure.planned(on_card, H100)['precision'] == 'TF32' and measure.planned(on_cpu, here)['precision'] == 'float32'
+    assert [DEVICES[n].tf32/1e12 for n in ('A100-80', 'RTX4090', 'RTX3090', 'T4')] == pytest.approx([156, 82.6, 35.6, 8.1])
+
+
 @pytest.mark.parametrize('kind', ['hear', 'describe', 'read small'])
 def test_answers_are_taken_within_the_bound(smoke, here, kind):
     row = brief(smoke[kind], here)
@@ -154,13 +163,21 @@ def failing(trial, error):
     return replace(trial, make=lambda: (Greedy(2, 2), dict(x=torch.zeros(8, 2)), None))
 
 
-@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB\nmore'), RuntimeError('DefaultCPUAllocator: not enough memory')])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB\nmore'), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_a_stage_that_does_not_fit_is_a_row(smoke, here, error):
     row = brief(failing(smoke['paint 0.15'], error), here)
     assert row['outcome'].startswith('out of memory: ') and '\n' not in row['outcome'] and row['seconds'] is row['memory'] is row['mfu'] is None
     assert row.keys() == brief(smoke['text'], here).keys()
     def make(): raise error
     assert brief(replace(smoke['describe'], make=make), here)['outcome'].startswith('out of memory: ')
+
+
+def test_halves_are_not_taken_for_the_whole(smoke, here):
+    "What hears, says and reads goes on in halves where memory is too small: here that is a row that says so."
+    def work(rows):
+        if len(rows) > 2: raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    row = brief(replace(smoke['describe'], make=lambda: (torch.nn.Linear(2, 2), lambda: in_parts(work, [1, 2, 3, 4], 'sounds'))), here)
+    assert row['outcome'] == 'out of memory: the memory is too small for 4 sounds at a time: they are taken in halves; a smaller batch_size saves the attempts'
 
 
 def test_another_error_is_an_error(smoke, here):
