@@ -10,7 +10,7 @@ __all__ = ['CARDS', 'card', 'running_device', 'one_step', 'Trial', 'some_tokeniz
            'curves_without_gpu', 'cpu_curves', 'apart', 'verdict']
 
 # %% ../nbs/49_measure.ipynb #0d4a57d5
-import gc, math, os, subprocess, sys, tempfile, time, warnings
+import gc, math, os, subprocess, sys, tempfile, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,7 +25,7 @@ from .core import OutOfMemory, best_device, bf16_pays, is_out_of_memory, progres
 from .corpus import LABELS
 from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEModel
-from .plan import (DEVICES, FRAMES, MFU, Device, Job, Terms, captioner_jobs, crop_frames, direct_job, ear_config, hear_job, is_still, language_config,
+from .plan import (DEVICES, FRAMES, MFU, Device, Job, Terms, captioner_jobs, crop_frames, direct_job, ear_config, hear_job, is_still, language_config, now,
                               paints, read_job, reader_config, reader_job, say_job, scale_parts, tag_parts, tagger_job, this_cpu, utilisation)
 from .reader import SIZES, ChosenLoss
 from .reasoner import LabelWarning, Reasoner
@@ -216,7 +216,7 @@ class Enough(Exception):
 class Clock:
     "Reads the time between steps, and says when they suffice."
     def __init__(self, seconds: float, warm: int = 3, least: int = 5): self.seconds, self.warm, self.least, self.marks = seconds, warm, least, []
-    def mark(self): synchronise(); self.marks.append(time.perf_counter())
+    def mark(self): synchronise(); self.marks.append(now())
     @property
     def steps(self): return np.diff(self.marks[self.warm:]) # seconds of each step that counts
     @property

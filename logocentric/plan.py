@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'KNOWN', 'KEPT', 'LOGIT', 'MFU', 'SPEAK', 'LEARN', 'RATES', 'SECONDS', 'FRAMES', 'SETS', 'HEARD', 'SEEN',
-           'ROOM', 'Device', 'this_cpu', 'find_device', 'language_config', 'on_paper', 'count', 'block_flops',
+           'ROOM', 'Device', 'now', 'this_cpu', 'find_device', 'language_config', 'on_paper', 'count', 'block_flops',
            'patches', 'Work', 'encoder_work', 'paint_work', 'speak_work', 'bridge_work', 'Parts', 'captioner_parts',
            'block_bytes', 'stack_bytes', 'encoder_bytes', 'paint_bytes', 'language_bytes', 'caption_bytes', 'peak',
            'Terms', 'Job', 'learns', 'makes', 'uses', 'ear_config', 'is_still', 'crop_frames', 'set_job', 'clip_jobs',
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoConfig, PretrainedConfig
 from .captioner import Captioner, CaptionerConfig
 from .clips import clips_bytes
-from .core import LogocentricError, home, read_json, shipped_path
+from .core import LogocentricError, best_device, home, read_json, shipped_path
 from .mae import MASKING, MAEConfig, MAEModel
 from .reader import SIZES
 from .tagging import SigmoidConfig, SigmoidTagger
@@ -58,11 +58,15 @@ DEVICES = {d.name: d for d in (
     Device('T4', 8.1e12, 8.1e12, 16e9, .32e12, 'NVIDIA T4 data sheet; no bfloat16 units'))}
 
 # %% ../nbs/48_plan.ipynb #8ed9ceb9
+def now() -> float:
+    "Seconds on a clock: of the processor where one thread of it does all, so that neighbours on the machine do not count; else of the wall."
+    return time.process_time() if best_device().type == 'cpu' and torch.get_num_threads() == 1 else time.perf_counter()
+
 def _best(work, repeats=5): # seconds of the quickest of a few runs
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter(); work()
-        seconds.append(time.perf_counter() - start)
+        start = now(); work()
+        seconds.append(now() - start)
     return min(seconds)
 
 def _product(dtype, size=1024):
