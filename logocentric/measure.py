@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from .captioner import Captioner, Pairs, hear_clips, plain_attention
-from .core import OutOfMemory, best_device, bf16_pays, is_out_of_memory, progress, read_json, set_seed
+from .core import LogocentricError, OutOfMemory, best_device, bf16_pays, is_out_of_memory, progress, read_json, set_seed
 from .corpus import LABELS
 from .knowledge import knowledge_text, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEModel
@@ -317,7 +317,7 @@ def _full(error): # whether memory ran out
 
 def take(trial: Trial, t: Terms, seconds: float = 5., least: int = 5) -> dict: # seconds, and steps, to be measured at least
     "A row of the table: a stage as planned and as measured."
-    row, clock, run = planned(trial, t), Clock(seconds, least=least), _take_answers if trial.job.train is None else _take_training
+    row, clock, run = planned(trial, t), Clock(seconds, 3 if trial.job.train else 1, least), _take_training if trial.job.train else _take_answers
     free = psutil.virtual_memory().available if best_device().type == 'cpu' else math.inf
     if row['predicted_memory'] > free: return row | _NOTHING | dict(outcome=f"not tried: up to {row['predicted_memory']/1e9:.1f} GB are needed, {free/1e9:.1f} GB are free")
     try: return row | measured(trial, t, clock, run(trial, clock))
@@ -334,13 +334,14 @@ def _forget():
 def measure_scale(scale,               # sizes of a run, as `experiments.Scale`
                   tags=None,           # sizes of Table 3, as `table3.TagPlan`
                   seconds: float = 5., # of each stage
-                  seed: int = 0
+                  seed: int = 0,
+                  least: int = 5       # steps of each stage
                  ) -> tuple[Terms, list[dict]]: # the device, and a row for each stage
     "A few steps of every stage on the device at hand."
     t, rows = terms_here(), []
     for trial in progress(trials(scale, tags, t), desc='measure', unit='stage'):
         set_seed(seed)
-        rows.append(take(trial, t, seconds))
+        rows.append(take(trial, t, seconds, least))
     return t, rows
 
 # %% ../nbs/49_measure.ipynb #a638141a
@@ -385,7 +386,8 @@ def curves_without_gpu(seeds: list[int], steps: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         code = f"import json, pathlib; from logocentric.measure import curve; pathlib.Path('curves.json').write_text(json.dumps([curve(s, 'no', {steps}) for s in {list(seeds)}]))"
         env = os.environ | dict(CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_CPU='true', LOGOCENTRIC_QUIET='1', PYTHONPATH=os.pathsep.join(filter(None, map(os.path.abspath, sys.path))))
-        subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, check=True, capture_output=True)
+        ran = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
+        if ran.returncode: raise LogocentricError(f'the runs on a CPU failed: {ran.stderr.strip().splitlines()[-1]}')
         return read_json(Path(folder)/'curves.json')
 
 def cpu_curves(seeds: list[int], steps: int = 200) -> list[dict]:
