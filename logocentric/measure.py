@@ -12,6 +12,7 @@ __all__ = ['CARDS', 'card', 'running_device', 'one_step', 'Trial', 'some_tokeniz
 # %% ../nbs/49_measure.ipynb #0d4a57d5
 import gc, math, os, subprocess, sys, tempfile, warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -114,7 +115,7 @@ def reader_trial(name: str, scale, t: Terms, sentences: int = 64, tokens: int = 
 # %% ../nbs/49_measure.ipynb #2b61798f
 def some_captioner(ear: MAEConfig, language, still: bool = False, **bridge) -> Captioner: # bridge: fields of `CaptionerConfig`
     "A captioner with random weights."
-    model = Captioner.from_parts(MAEConfig.from_dict(ear.to_dict()), GPT2LMHeadModel(language), some_tokenizer(language.vocab_size), **bridge)
+    model = Captioner.from_parts(MAEConfig.from_dict(ear.to_dict()), GPT2LMHeadModel(deepcopy(language)), some_tokenizer(language.vocab_size), **bridge)
     model.encoder.requires_grad_(not still)
     return model
 
