@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENRE_TESTS', 'TRACK', 'PARTS', 'Source', 'Sources', 'read_sources', 'GenreTest', 'track_windows', 'hear_tracks',
-           'set_apart', 'Captioned']
+           'set_apart', 'Captioned', 'Sharded']
 
 # %% ../nbs/47_sources.ipynb #f5929440
 import hashlib, tomllib
@@ -14,24 +14,26 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from collections.abc import Iterable
 from fastcore.basics import chunked, patch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .captioner import Captioner
+from .captioner import WEIGHTS, Captioner
 from .clips import Clips, build_clips
-from .core import LogocentricError, cache_path, code_hash, config_hash, progress
+from .core import LogocentricError, cache_path, code_hash, config_hash, in_parts, progress
 from .corpus import LABELS, logmel_statistics
 from .datasets import DATASETS, DataError, Manifest, read_dataset, read_table
 from .frontend import Window
 from .metrics import majority_level
+from .shards import Pictures, Shards
 
 # %% ../nbs/47_sources.ipynb #8b5b3608
 @dataclass(frozen=True)
 class Source:
     "A data set on disk."
-    dataset: str       # a name in `DATASETS`, or `table` for a list of one's own
-    folder: str        # where it is; for `table` the list
+    dataset: str       # a name in `DATASETS`, `table` for a list of one's own, or `shards` for captioned clips that `write_shards` packed
+    folder: str        # where it is; for `table` the list; shards may lie on a network
     skip: str = ''     # a skip list, as the doctor writes
     filtered: str = '' # GTZAN only: the folder of the three lists of its fault-filtered split
 
@@ -63,9 +65,10 @@ def _section(path: Path, name: str, given: dict) -> dict:
     if not isinstance(given, dict): raise LogocentricError(f'{path.name}: {name} is a section, so write [{name}] and its lines below')
     if known and (strange := set(given) - set(known)): raise LogocentricError(f'{path.name}, [{name}]: unknown {", ".join(sorted(strange))}; it has {", ".join(known)}')
     if known and (missing := {'dataset', 'folder'} & set(known) - set(given)): raise LogocentricError(f'{path.name}, [{name}]: {" and ".join(sorted(missing))} is missing')
-    whole = {k: v if k == 'dataset' else str((path.parent/Path(v).expanduser())) for k, v in given.items()}
-    if gone := [v for k, v in whole.items() if k != 'dataset' and not Path(v).exists()]: raise LogocentricError(f'{path.name}, [{name}]: there is no {gone[0]}')
-    if whole.get('dataset', 'table') not in (*DATASETS, 'table'): raise LogocentricError(f"{path.name}, [{name}]: no data set {whole['dataset']!r}: there are {', '.join(DATASETS)}, and table")
+    whole = {k: v if k == 'dataset' or '://' in v else str((path.parent/Path(v).expanduser())) for k, v in given.items()}
+    if gone := [v for k, v in whole.items() if k != 'dataset' and '://' not in v and not Path(v).exists()]: raise LogocentricError(f'{path.name}, [{name}]: there is no {gone[0]}')
+    more = ('table', 'shards') if name == 'captions' else ('table',)
+    if whole.get('dataset', 'table') not in (*DATASETS, *more): raise LogocentricError(f"{path.name}, [{name}]: no data set {whole['dataset']!r}: there are {', '.join((*DATASETS, *more))}")
     return whole
 
 # %% ../nbs/47_sources.ipynb #5e5fd3f7
@@ -86,6 +89,22 @@ def read_sources(path: str | Path # a TOML file; none: nothing is on disk
     path = Path(path).expanduser().absolute()
     if not path.is_file(): raise LogocentricError(f'no file of sources at {path}: its lines say where data sets and models are, see the chapter Sources')
     return _read(path, path.stat().st_mtime)
+
+# %% ../nbs/47_sources.ipynb #d063330d
+def _missing(name: str) -> str:
+    "Why a pretrained model cannot be loaded; empty if it can."
+    if Path(name).is_dir(): return '' if any(f for pattern in WEIGHTS for f in Path(name).glob(pattern)) else 'the folder has no weights'
+    if any(isinstance(try_to_load_from_cache(name, f), str) for f in ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')): return ''
+    try: HfApi().model_info(name, timeout=10)
+    except Exception as error: return type(error).__name__ # of the network, of the Hub, of a name that is none
+    return ''
+
+@patch
+def need_models(self: Sources, names: Iterable[str]) -> None: # as on the Hub
+    "Refuse to begin where pretrained models are neither on disk nor to be had from the Hub."
+    missing = {name: why for name in dict.fromkeys(names) if (why := _missing(self.model(name)))}
+    if missing: raise LogocentricError('these models are neither on this machine nor to be had from the Hub: ' + ', '.join(f'{n} ({why})' for n, why in missing.items()) +
+        ". Where there is a network, `hf download NAME --local-dir FOLDER` fetches one; name the folders in a file of sources, under [models], as 'NAME' = 'FOLDER'")
 
 # %% ../nbs/47_sources.ipynb #f12d2ff2
 GENRE_TESTS = dict(gtzan_all='GTZAN, all clips', gtzan_filtered='GTZAN, fault-filtered test', fma_small_all='FMA small, all clips', fma_small_test='FMA small, test split')
@@ -173,11 +192,12 @@ def hear_tracks(model: Captioner,
     policy, rate = model.eval().length, model.frontend.config.frame_rate
     of = lambda i: track_windows(int(clips.frames[i]), round(policy.window*rate), round(policy.min_seconds*rate))
     groups = list(chunked(rows, max(1, batch_size//3)))
+    def hear(windows):
+        batch, mask = policy.batch([clips.logmel(i)[a:b] for i, a, b in windows], model.frontend.config.silence)
+        return model.hear(batch.to(model.device), mask.to(model.device))
     for group in progress(groups, desc=desc, unit='batch') if desc else groups:
         windows = [(i, *w) for i in group for w in of(i)]
-        pictures = [clips.logmel(i)[a:b] for i, a, b in windows]
-        batch, mask = policy.batch(pictures, model.frontend.config.silence)
-        heard = model.hear(batch.to(model.device), mask.to(model.device)).split([len(of(i)) for i in group])
+        heard = model.prefix.gather(in_parts(hear, windows, 'windows')).split([len(of(i)) for i in group])
         yield model.prefix.gather([model.prefix.whole(h, [Window(a/rate, b/rate) for a, b in of(i)], policy) for i, h in zip(group, heard)])
 
 # %% ../nbs/47_sources.ipynb #4c930657
@@ -207,9 +227,11 @@ def majority(self: GenreTest) -> float:
 PARTS = ('train', 'valid', 'heldout')
 _NAMES = dict(train=('train', 'development', ''), valid=('validation', 'valid', 'val'))
 
+def _shuffled(name): return hashlib.sha256(name.encode()).hexdigest()
+
 def set_apart(ids: list[str]) -> np.ndarray: # (ids,) 0 for one clip in twenty, 1 for another, else 2
     "Clips set apart, by the order of a hash of their names."
-    order, k = np.argsort([hashlib.sha256(i.encode()).hexdigest() for i in ids]), max(1, len(ids)//20)
+    order, k = np.argsort([_shuffled(i) for i in ids]), max(1, len(ids)//20)
     part = np.full(len(ids), 2)
     part[order[:k]], part[order[k:2*k]] = 0, 1
     return part
@@ -223,6 +245,7 @@ def caption_parts(self: Source) -> dict[str, Manifest]:
     if not len(told): raise DataError(f'{manifest.name} has no captions: choose a set that has, such as musiccaps, or a table with a column of texts')
     learn, given = (told[told['split'].isin(_NAMES[k])] for k in ('train', 'valid'))
     if not len(learn): raise DataError(f'{manifest.name} has no split to train on: it has {", ".join(sorted(set(told["split"])))}, which are for evaluation (`caption_quality` takes them)')
+    learn = learn.iloc[np.argsort([_shuffled(i) for i in learn['id']], kind='stable')]
     part = set_apart(learn['id'].tolist())
     apart = {'heldout': part == 1, 'valid': (part == 0) & (not len(given))}
     rows = dict(train=learn[~apart['heldout'] & ~apart['valid']], valid=given if len(given) else learn[apart['valid']], heldout=learn[apart['heldout']])
@@ -242,7 +265,59 @@ def _captioned(source: Source, part: str) -> Captioned:
     manifest = source.caption_parts()[part]
     return Captioned(build_clips(cache_path('clips', f'{manifest.name}-{part}-{manifest.hash}'), manifest, seconds=10., n=len(manifest), desc=f'{manifest.name}, {part}').folder)
 
+# %% ../nbs/47_sources.ipynb #c5f29377
+class Sharded:
+    "A run of clips of shards, read as a corpus is."
+    def __init__(self, shards: Shards, first: int, last: int):
+        self.shards, self.first, self.n, self.shape, self.config = shards, first, last - first, shards.shape, shards.config
+        self.folder = Path(f"shards-{shards.index['hash']}-{first}-{last}")              # where nothing is: a name, for the keys of stages
+        self.manifest = {k: shards.index[k] for k in ('name', 'hash', 'clips', 'failed')} | dict(first=first, last=last)
+
+    def __len__(self) -> int: return self.n
+    def clip(self, i: int) -> dict: return self.shards.clip(self.first + i)
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        line = self.shards.order(seed, epoch) - self.first
+        return line[(line >= 0) & (line < self.n)]
+
+# %% ../nbs/47_sources.ipynb #eed7e67f
+@patch(as_prop=True)
+def features(self: Sharded): # (clips, frames, mels), read when they are asked for
+    "All log-mels."
+    return Pictures(self)
+
+@patch(as_prop=True)
+def table(self: Sharded) -> pd.DataFrame:
+    "A row for each clip, with its description."
+    rows = self.shards.table.iloc[self.first:self.first + self.n].reset_index(drop=True)
+    return rows.assign(description=rows['text'], texts=[[t] for t in rows['text']])
+
+@patch(as_prop=True)
+def frames(self: Sharded) -> np.ndarray: # (clips,)
+    "How many frames of each are sound."
+    table = self.table
+    return table['frames'].to_numpy(int) if 'frames' in table else np.full(len(table), self.shape[0])
+
 @patch
-def captioned(self: Sources, part: str) -> Captioned: # one of `PARTS`
+def head(self: Sharded, n: int) -> 'Sharded':
+    "The first `n` clips."
+    return Sharded(self.shards, self.first, self.first + min(n, self.n))
+
+# %% ../nbs/47_sources.ipynb #22aca2b0
+@lru_cache(maxsize=4)
+def _sharded(place: str) -> dict[str, Sharded]:
+    shards = Shards(place)
+    n, apart = len(shards), min(len(shards)//20, 2000)
+    if not apart: raise DataError(f'{place}: {n} clips are too few, none is left for validation')
+    if not shards.shape: raise DataError(f'{place}: clips of several lengths; write the shards with seconds=10')
+    return dict(valid=Sharded(shards, 0, apart), heldout=Sharded(shards, apart, 2*apart), train=Sharded(shards, 2*apart, n))
+
+@patch
+def captioned(self: Sources, part: str) -> Captioned | Sharded: # one of `PARTS`
     "A part of the captioned recordings."
-    return _captioned(self.captions, part)
+    return _sharded(self.captions.folder)[part] if self.captions.dataset == 'shards' else _captioned(self.captions, part)
+
+@patch
+def caption_count(self: Sources) -> int:
+    "Pairs to learn from."
+    if self.captions.dataset == 'shards': return len(_sharded(self.captions.folder)['train'])
+    return sum(map(len, self.captions.caption_parts()['train'].table['texts']))
