@@ -475,7 +475,7 @@ def _as_asked(model, config, draws):
 
 # %% ../nbs/02_training.ipynb #5dbfb1e6
 def _options(config): # of `logocentric reproduce`
-    half = f"--parts {2*_asked('PARTS', 1)} (the same steps, taken in smaller parts)" if config.batch_size % 2 == 0 else ''
+    half = f"--parts {2*_asked('PARTS', 1)} (the same steps, in smaller parts: the run goes on where it was)" if config.batch_size % 2 == 0 else ''
     return [option for option in (half, '' if config.recompute else '--recompute (the same result, about a third more time)') if option]
 
 def _knobs(config, precision):
@@ -490,8 +490,7 @@ def _enough_memory(run, config, device):
     except RuntimeError as e:
         if not is_out_of_memory(e): raise
         knobs = ''.join(f'\n  {i}. {knob}' for i, knob in enumerate(_knobs(config, run.precision), 1)) or '\n  a smaller model, or shorter clips'
-        again = '; the command given again with one of these goes on where it was' if 'LOGOCENTRIC_PARTS' in os.environ else ''
-        raise OutOfMemory(f'out of memory at step {run.step + 1} on {device} with {config.batch_size} clips at a time{again}; in this order:{knobs}') from e
+        raise OutOfMemory(f'out of memory at step {run.step + 1} on {device} with {config.batch_size} clips at a time; in this order:{knobs}') from e
 
 # %% ../nbs/02_training.ipynb #74ed0cf2
 def _told(history):
