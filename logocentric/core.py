@@ -119,7 +119,7 @@ def in_parts(work: Callable,    # some rows -> their result
     try: return [work(rows)]
     except RuntimeError as error:
         if not is_out_of_memory(error): raise
-        if len(rows) < 2: raise OutOfMemory(f'the memory is too small for one of the {what}: take a smaller model, shorter ones, another device, or load the model with dtype=torch.bfloat16') from error
+        if len(rows) < 2: raise OutOfMemory(f'the memory is too small for one of the {what}: take a smaller model, shorter {what}, or another device') from error
     from accelerate.utils.memory import clear_device_cache
     clear_device_cache(garbage_collection=True)
     warnings.warn(f'the memory is too small for {len(rows)} {what} at a time: they are taken in halves; a smaller batch_size saves the attempts', stacklevel=2)

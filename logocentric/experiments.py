@@ -23,8 +23,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
-from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, hear_clips, tokenise, warm_up
-from .core import (LogocentricError, Record, agreed, all_processes, atomic_write, best_device, code_hash, config_hash, cores, data_path, launched, load_records, progress,
+from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, hear_clips, model_key, tokenise, warm_up
+from .core import (LogocentricError, Record, agreed, all_processes, atomic_write, best_device, cache_path, code_hash, config_hash, cores, data_path, is_main, launched, load_records, progress,
                               project_root, read_json, run_path, save_by_main, save_record, set_seed, stage, write_json)
 from .clips import Clips, Crops
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
@@ -142,6 +142,11 @@ def _a_tenth_and_all(n): return max(1, n//10), n # as the paper's 2,572 and 25,7
 def disk(self: Lab) -> Sources:
     "What is on disk."
     return read_sources(self.sources)
+
+@patch
+def pretrained(self: Lab) -> list[str]:
+    "The models that are not trained here, as the Hub names them."
+    return [name for name in (self.scale.decoder, *self.scale.readers, *PLANS[self.scale.name].decoders.values()) if isinstance(name, str) and name not in SIZES]
 
 @patch(as_prop=True)
 def tests(self: Lab) -> dict[str, str]:
@@ -270,14 +275,15 @@ def crops(self: Lab, split: str) -> Crops:
 
 # %% ../nbs/50_experiments.ipynb #105dead0
 @patch
-def mae_losses(self: Lab, model: MAEModel, batch_size: int = 32) -> dict[str, float]:
-    "Validation loss of an autoencoder, and of the two guessers that need no learning, on the same masks."
-    crops, sums = self.crops('valid'), dict(model=0., mean=0., interpolation=0.)
+def mae_losses(self: Lab, model: MAEModel, learned: bool = True, batch_size: int = 32) -> dict[str, float]:
+    "Validation loss of the two guessers that need no learning, and of an autoencoder that has `learned`, on the same masks."
+    crops, sums, model = self.crops('valid'), dict(mean=0., interpolation=0.) | (dict(model=0.) if learned else {}), model.to(best_device())
     for start in range(0, len(crops), batch_size):
         rows = list(range(start, min(start + batch_size, len(crops))))
-        logmel = crops.batch(rows, None)['logmel']
-        noise = clip_noise([str(r) for r in rows], model.config.n_rows, logmel.shape[1]//model.config.patch_frames)
-        with torch.no_grad(): sums['model'] += model(logmel, noise=noise).loss.item()*len(rows)
+        logmel = crops.batch(rows, None)['logmel'].to(model.device)
+        noise = clip_noise([str(r) for r in rows], model.config.n_rows, logmel.shape[1]//model.config.patch_frames).to(model.device)
+        if learned:
+            with torch.no_grad(): sums['model'] += model(logmel, noise=noise).loss.item()*len(rows)
         sums['mean'] += model.mean_loss(logmel, noise=noise)*len(rows)
         sums['interpolation'] += model.interpolation_loss(logmel, noise=noise)*len(rows)
     return {k: v/len(crops) for k, v in sums.items()}
@@ -296,7 +302,7 @@ def mae(self: Lab, mask_ratio: float) -> Path:
     def make(folder):
         set_seed(self.seed)
         model = MAEModel(MAEConfig.preset(**self.scale.encoder, mask_ratio=mask_ratio, pad_value=self.silence()))
-        guessers = {k: v for k, v in self.mae_losses(model.eval()).items() if k != 'model'}
+        guessers = self.mae_losses(model, learned=False)
         history = train(model, self.crops('train'), replace(self.scale.mae, seed=self.seed).shared_out(), self.crops('valid'), folder=folder/'training',
                         reference_lines=guessers, desc=f'encoder, {mask_ratio:.0%} masked')
         save_by_main(folder, model)
@@ -401,9 +407,10 @@ def beside(self: Lab, split: str) -> SoundCorpus | None:
 
 # %% ../nbs/50_experiments.ipynb #a72d84a6
 def _told(music, n):
-    "Pictures, texts, names and frames of sound of the first `n` pairs; a recording may have several descriptions."
+    "Pictures, texts, names and frames of sound of the first `n` pairs; a recording may have several descriptions, and all first ones come first."
     if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), None
-    told = [(i, text) for i, texts in enumerate(music.table['texts']) for text in texts][:n]
+    texts = music.table['texts']
+    told = [(i, several[k]) for k in range(max(map(len, texts))) for i, several in enumerate(texts) if k < len(several)][:n]
     return [music.features[i] for i, _ in told], [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [int(music.frames[i]) for i, _ in told]
 
 @patch
@@ -426,6 +433,10 @@ def features(self: Lab, model: Captioner, split: str, n: int) -> Iterable[torch.
     return hear_clips(model, pairs.logmels, frames=pairs.frames)
 
 # %% ../nbs/50_experiments.ipynb #680a24e7
+@patch
+def _key(self: Lab, model: Path | str) -> str: # a stage's folder has a name of its own
+    return Path(model).name if Path(model).parent.parent == cache_path() else model_key(model)
+
 @patch
 def voice(self: Lab) -> Path | str:
     "GPT-2 before it hears: the name of a pretrained one, or the folder of one that has read the training descriptions."
@@ -502,7 +513,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
     "The folder of a captioner, trained on the first `n_pairs` pairs."
     heard = [c and c.folder.name for split in ('train', 'valid', 'heldout') for c in (self.corpus(split), self.beside(split))]
     settings = self.scale.frozen if self.still else self.scale.captioner
-    config = dict(corpora=heard, encoder=self.origin(), voice=Path(self.voice()).name, bridge=self.bridge, pairs=n_pairs, beside=self.scale.beside,
+    config = dict(corpora=heard, encoder=self.origin(), voice=self._key(self.voice()), bridge=self.bridge, pairs=n_pairs, beside=self.scale.beside,
                   train=asdict(settings), rate=self.encoder_rate, crop=self.crop_frames(), seed=self.seed, code=code_hash('captioner', 'bridges', 'mae', 'pretrain'))
     def make(folder):
         set_seed(self.seed)
@@ -592,7 +603,7 @@ def reads(self: Lab, reader: str) -> Reasoner:
 def asked(self: Lab, task: Task, descriptions: list, reader: str, rule: str = 'sum') -> Scores: # (clips, labels)
     "What a reader scores for a task; several descriptions of a clip are pooled."
     several = [[d] if isinstance(d, str) else d for d in descriptions]
-    config = dict(descriptions=config_hash(dict(d=several)), reader=Path(self.reasoner(reader)).name, prompt=task.prompt, labels=task.labels, kind=task.kind, rule=rule, code=code_hash('reasoner'))
+    config = dict(descriptions=config_hash(dict(d=several)), reader=self._key(self.reasoner(reader)), prompt=task.prompt, labels=task.labels, kind=task.kind, rule=rule, code=code_hash('reasoner'))
     def make(folder):
         model = self.reads(reader)
         read = [d.strip() or 'nothing' for group in several for d in group]  # a captioner may be lost for words
@@ -606,7 +617,7 @@ def asked(self: Lab, task: Task, descriptions: list, reader: str, rule: str = 's
 @patch
 def prior(self: Lab, task: Task, reader: str, rule: str = 'sum') -> Scores: # (1, labels)
     "What a reader answers to a blank description."
-    config = dict(reader=Path(self.reasoner(reader)).name, prompt=task.prompt, labels=task.labels, rule=rule, code=code_hash('reasoner'))
+    config = dict(reader=self._key(self.reasoner(reader)), prompt=task.prompt, labels=task.labels, rule=rule, code=code_hash('reasoner'))
     def make(folder): np.save(folder/'scores.npy', self.reads(reader).prior(task.labels, task.prompt, rule).values)
     return Scores(np.load(stage('prior', config, make)/'scores.npy'), list(task.labels))
 
@@ -634,7 +645,7 @@ def row(self: Lab, split: str, reader: str, n_pairs: int, rule: str = 'sum', pro
     "Accuracy of one reader on one split, from predicted and from true descriptions; with most pairs also from several drawn ones."
     truth, draws = self.truth(split), self.scale.draws if n_pairs == self.scale.pairs[-1] else None
     measure = lambda pairs, drawn=False: asdict(score(truth, self.answers(split, reader, pairs, rule, prompt, drawn)))
-    return dict(test=split, reader=reader, pairs=n_pairs, captioner=self.captioner(n_pairs).name, reasoner=Path(self.reasoner(reader)).name, n=len(truth),
+    return dict(test=split, reader=reader, pairs=n_pairs, captioner=self.captioner(n_pairs).name, reasoner=self._key(self.reasoner(reader)), n=len(truth),
                 predicted=measure(n_pairs), draws=draws, drawn=draws and measure(n_pairs, True), true=None if split in GENRE_TESTS else measure(None))
 
 # %% ../nbs/50_experiments.ipynb #073f00e6
@@ -766,7 +777,9 @@ def folder(self: Lab) -> Path:
     start = self.scale.start if self.scale.start != getattr(SCALES.get(self.scale.name), 'start', '') else ''
     return _run_folder(self.scale.name, self.seed, start, self.sources)
 
-def _run_folder(scale, seed, start='', sources=''): return run_path('-'.join(str(x) for x in (scale, seed, start, Path(sources).stem) if str(x)))
+def _run_folder(scale, seed, start='', sources=''):
+    told = f'{Path(sources).stem}-{config_hash(dict(path=str(Path(sources).expanduser().absolute())), 4)}' if sources else '' # two files may have one name
+    return run_path('-'.join(str(x) for x in (scale, seed, start, told) if str(x)))
 
 # %% ../nbs/50_experiments.ipynb #01da6e11
 @patch
@@ -964,9 +977,9 @@ def publish(self: Lab) -> Path:
     ear, reader = self.captioner(self.scale.pairs[-1]), self.reasoner(self.scale.readers[-1])
     for kind, load, source in (('captioner', Captioner, ear), ('reasoner', Reasoner, reader)):
         mark = folder/kind/'source.json'
-        if mark.exists() and read_json(mark) == Path(source).name: continue
+        if mark.exists() and read_json(mark) == self._key(source): continue
         load.from_pretrained(source).save_pretrained(folder/kind)
-        write_json(mark, Path(source).name)
+        write_json(mark, self._key(source))
     return folder
 
 # %% ../nbs/50_experiments.ipynb #8acc64fe
@@ -1119,6 +1132,7 @@ def reproduce(scale: str = 'mini', # `smoke`, `mini`, `gpu` or `paper`
     "Make every table and figure of the paper at a scale; what is done already is not done again."
     sources = sources and str(Path(sources).expanduser().absolute())
     lab, start = Lab.at(scale, seed, sources=sources), time.time()
+    if is_main(): lab.disk.need_models(lab.pretrained())
     with less_memory(parts, recompute):
         lab.check_shares()
         done = agreed(lambda: is_reproduced(scale, seed, sources))

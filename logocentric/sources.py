@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from collections.abc import Iterable
 from fastcore.basics import chunked, patch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .captioner import Captioner
+from .captioner import WEIGHTS, Captioner
 from .clips import Clips, build_clips
-from .core import LogocentricError, cache_path, code_hash, config_hash, progress
+from .core import LogocentricError, cache_path, code_hash, config_hash, in_parts, progress
 from .corpus import LABELS, logmel_statistics
 from .datasets import DATASETS, DataError, Manifest, read_dataset, read_table
 from .frontend import Window
@@ -86,6 +87,22 @@ def read_sources(path: str | Path # a TOML file; none: nothing is on disk
     path = Path(path).expanduser().absolute()
     if not path.is_file(): raise LogocentricError(f'no file of sources at {path}: its lines say where data sets and models are, see the chapter Sources')
     return _read(path, path.stat().st_mtime)
+
+# %% ../nbs/47_sources.ipynb #d063330d
+def _missing(name: str) -> str:
+    "Why a pretrained model cannot be loaded; empty if it can."
+    if Path(name).is_dir(): return '' if any(f for pattern in WEIGHTS for f in Path(name).glob(pattern)) else 'the folder has no weights'
+    if any(isinstance(try_to_load_from_cache(name, f), str) for f in ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')): return ''
+    try: HfApi().model_info(name, timeout=10)
+    except Exception as error: return type(error).__name__ # of the network, of the Hub, of a name that is none
+    return ''
+
+@patch
+def need_models(self: Sources, names: Iterable[str]) -> None: # as on the Hub
+    "Refuse to begin where pretrained models are neither on disk nor to be had from the Hub."
+    missing = {name: why for name in dict.fromkeys(names) if (why := _missing(self.model(name)))}
+    if missing: raise LogocentricError('these models are neither on this machine nor to be had from the Hub: ' + ', '.join(f'{n} ({why})' for n, why in missing.items()) +
+        ". Where there is a network, `hf download NAME --local-dir FOLDER` fetches one; name the folders in a file of sources, under [models], as 'NAME' = 'FOLDER'")
 
 # %% ../nbs/47_sources.ipynb #f12d2ff2
 GENRE_TESTS = dict(gtzan_all='GTZAN, all clips', gtzan_filtered='GTZAN, fault-filtered test', fma_small_all='FMA small, all clips', fma_small_test='FMA small, test split')
@@ -173,11 +190,12 @@ def hear_tracks(model: Captioner,
     policy, rate = model.eval().length, model.frontend.config.frame_rate
     of = lambda i: track_windows(int(clips.frames[i]), round(policy.window*rate), round(policy.min_seconds*rate))
     groups = list(chunked(rows, max(1, batch_size//3)))
+    def hear(windows):
+        batch, mask = policy.batch([clips.logmel(i)[a:b] for i, a, b in windows], model.frontend.config.silence)
+        return model.hear(batch.to(model.device), mask.to(model.device))
     for group in progress(groups, desc=desc, unit='batch') if desc else groups:
         windows = [(i, *w) for i in group for w in of(i)]
-        pictures = [clips.logmel(i)[a:b] for i, a, b in windows]
-        batch, mask = policy.batch(pictures, model.frontend.config.silence)
-        heard = model.hear(batch.to(model.device), mask.to(model.device)).split([len(of(i)) for i in group])
+        heard = model.prefix.gather(in_parts(hear, windows, 'windows')).split([len(of(i)) for i in group])
         yield model.prefix.gather([model.prefix.whole(h, [Window(a/rate, b/rate) for a, b in of(i)], policy) for i, h in zip(group, heard)])
 
 # %% ../nbs/47_sources.ipynb #4c930657
@@ -207,9 +225,11 @@ def majority(self: GenreTest) -> float:
 PARTS = ('train', 'valid', 'heldout')
 _NAMES = dict(train=('train', 'development', ''), valid=('validation', 'valid', 'val'))
 
+def _shuffled(name): return hashlib.sha256(name.encode()).hexdigest()
+
 def set_apart(ids: list[str]) -> np.ndarray: # (ids,) 0 for one clip in twenty, 1 for another, else 2
     "Clips set apart, by the order of a hash of their names."
-    order, k = np.argsort([hashlib.sha256(i.encode()).hexdigest() for i in ids]), max(1, len(ids)//20)
+    order, k = np.argsort([_shuffled(i) for i in ids]), max(1, len(ids)//20)
     part = np.full(len(ids), 2)
     part[order[:k]], part[order[k:2*k]] = 0, 1
     return part
@@ -223,6 +243,7 @@ def caption_parts(self: Source) -> dict[str, Manifest]:
     if not len(told): raise DataError(f'{manifest.name} has no captions: choose a set that has, such as musiccaps, or a table with a column of texts')
     learn, given = (told[told['split'].isin(_NAMES[k])] for k in ('train', 'valid'))
     if not len(learn): raise DataError(f'{manifest.name} has no split to train on: it has {", ".join(sorted(set(told["split"])))}, which are for evaluation (`caption_quality` takes them)')
+    learn = learn.iloc[np.argsort([_shuffled(i) for i in learn['id']], kind='stable')]
     part = set_apart(learn['id'].tolist())
     apart = {'heldout': part == 1, 'valid': (part == 0) & (not len(given))}
     rows = dict(train=learn[~apart['heldout'] & ~apart['valid']], valid=given if len(given) else learn[apart['valid']], heldout=learn[apart['heldout']])

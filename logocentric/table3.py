@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from .captioner import Captioner, gpt2_config, hear_clips, load_gpt2
+from .captioner import Captioner, gpt2_config, hear_clips, load_gpt2, model_key
 from .clips import Clips, Crops, build_clips
 from .core import LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json, save_by_main, set_seed, stage, write_json
 from .datasets import Manifest, read_dataset, read_table
@@ -304,6 +304,12 @@ def config(self: TagLab, **more) -> dict:
 
 # %% ../nbs/46_table3.ipynb #3d469a77
 @patch
+def decoder_key(self: TagLab, size: str) -> dict | str:
+    "What tells a decoder from others."
+    decoder = self.plan.decoders[size]
+    return model_key(decoder) if isinstance(decoder, str) else decoder
+
+@patch
 def tagger(self: TagLab, size: str) -> Path:
     "The folder of a captioner that says tags."
     if size not in self.plan.decoders: raise LogocentricError(f'no decoder {size!r} in this plan: there are {", ".join(self.plan.decoders)}')
@@ -316,7 +322,7 @@ def tagger(self: TagLab, size: str) -> Path:
                         param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.))
         save_by_main(folder, model)
         return history.keep(folder)
-    return stage('tagger', self.config(decoder=self.plan.decoders[size], vocabulary=self.plan.vocabulary, prompt=self.prompt), make, together=True)
+    return stage('tagger', self.config(decoder=self.decoder_key(size), vocabulary=self.plan.vocabulary, prompt=self.prompt), make, together=True)
 
 # %% ../nbs/46_table3.ipynb #30f0e39f
 @patch
@@ -411,5 +417,5 @@ def by_folds(self: TagLab, clips: Clips, size: str, kind: str, steps: int = 300)
             if kind == 'sigmoids': scores[out] = self.classified(size, pairs, steps).judge(features[out]).detach().cpu().numpy()
             else: scores[out] = next_tag(self.taught(size, pairs, steps, warm=kind != 'words'), features[out], tags).exp().sum(-1).numpy()
         np.save(folder/'scores.npy', scores)
-    config = self.config(decoder=self.plan.decoders[size], foreign=clips.manifest['hash'], kind=kind, steps=steps, tagger=self.tagger(size).name)
+    config = self.config(decoder=self.decoder_key(size), foreign=clips.manifest['hash'], kind=kind, steps=steps, tagger=self.tagger(size).name)
     return np.load(stage('folds', config, make, together=True)/'scores.npy')

@@ -135,7 +135,7 @@ def test_a_small_device_hears_and_says_the_same(model, monkeypatch):
     assert [len(p) for p in parts] == [2, 1, 2] and torch.allclose(torch.cat(parts), features, atol=.05) # perhaps in bfloat16
     with pytest.warns(UserWarning, match='5 sounds at a time'): assert model.say(features, max_new_tokens=5) == said
     monkeypatch.setattr(model, 'hear', small(hear, 0))
-    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='dtype=torch.bfloat16'): list(hear_clips(model, x.numpy()))
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='one of the clips'): list(hear_clips(model, x.numpy()))
 
 def test_padding_behind_a_recording_is_not_heard(model):
     whole, short = pictures(2), pictures(1, frames=120, seed=5)

@@ -3,7 +3,7 @@ import os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
-from logocentric.captioner import Captioner
+from logocentric.captioner import Captioner, model_key
 from logocentric.core import LogocentricError, load_records, read_json, shipped_path
 from logocentric.corpus import LABELS
 from logocentric.datasets import DataError, read_dataset, write_skip_list
@@ -89,6 +89,34 @@ def test_a_slip_in_the_file_is_named(tmp_path, text, said):
     with pytest.raises(LogocentricError, match=said): read_sources(tmp_path/'s.toml')
 
 
+def test_models_are_looked_for_before_anything_begins(tmp_path, monkeypatch):
+    "All that are missing are named, with what to do; nothing is rendered before."
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9'); monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+    assert set(Lab.at('paper').pretrained()) == {'gpt2', 'gpt2-medium', 'gpt2-large', 'EleutherAI/gpt-neo-1.3B'} and not Lab.at('mini').pretrained()
+    (tmp_path/'there').mkdir(); (tmp_path/'there/model.safetensors').write_bytes(b'w'); (tmp_path/'empty').mkdir()
+    (tmp_path/'s.toml').write_text("[models]\n'gpt2' = 'there'\n'gpt2-medium' = 'empty'\n'gpt2-large' = 'there'\n'EleutherAI/gpt-neo-1.3B' = 'there'\n")
+    with pytest.raises(LogocentricError, match=r'Hub: gpt2-medium \(the folder has no weights\)\. .*hf download.*\[models\]'): reproduce('paper', sources=str(tmp_path/'s.toml'))
+    with pytest.raises(LogocentricError, match='Hub: no-such/model'): Sources().need_models(['no-such/model'])
+
+
+def test_two_copies_of_a_name_are_two_models(tmp_path):
+    "What lies in a folder tells models apart, not what the folder is called or where it is."
+    for where, weights in dict(a=b'one', b=b'two', c=b'one').items():
+        (tmp_path/where/'1').mkdir(parents=True); (tmp_path/where/'1'/'config.json').write_text('{}'); (tmp_path/where/'1'/'model.safetensors').write_bytes(weights)
+    a, b, c = (model_key(tmp_path/where/'1') for where in 'abc')
+    assert a == c != b and model_key('gpt2-large') == 'gpt2-large'
+    (tmp_path/'s.toml').write_text("[models]\n'gpt2-large' = 'a/1'\n'EleutherAI/gpt-neo-1.3B' = 'b/1'\n")
+    lab = Lab.at('paper', sources=str(tmp_path/'s.toml'))
+    assert [lab._key(lab.reasoner(r)) for r in lab.scale.readers] == [a, b]
+
+
+def test_the_first_pairs_are_different_recordings_in_no_order(lab):
+    first, all_of_them = lab.pairs('train', 10), lab.pairs('train')
+    assert len(set(first.ids)) == 10 and len(set(all_of_them.ids)) == 54 and len(all_of_them) == 108
+    numbers = [int(i) for i in all_of_them.ids[:54]]
+    assert numbers != sorted(numbers) and all_of_them.ids[:54] == all_of_them.ids[54:]
+
+
 def test_no_file_is_nothing_on_disk():
     assert read_sources('') == Sources()
     with pytest.raises(LogocentricError, match='no file of sources'): read_sources('/no/such.toml')
@@ -151,9 +179,10 @@ def test_captioned_clips_are_shared_out_once(lab):
     assert {p: len(i) for p, i in ids.items()} == dict(train=54, valid=3, heldout=3) and len(set.union(*ids.values())) == 60
     assert lab.scale.pairs == (10, 108)                     # two captions each
     pairs = lab.pairs('train', 108)
-    assert len(pairs) == 108 and len(set(pairs.texts)) == 4 and pairs.ids[0] == pairs.ids[1]
-    batch, many = pairs.batch([0, 1, 2], np.random.default_rng(0)), [pairs.frames[i] for i in range(3)]
-    assert max(pairs.frames) < 320 and batch['frame_mask'].sum(1).tolist() == many and batch['logmel'].shape[1] > max(many)   # three seconds at most of ten
+    assert len(pairs) == 108 and len(set(pairs.texts)) == 4
+    whole = lab.pairs('valid')
+    batch = whole.batch([0, 1, 2], np.random.default_rng(0))
+    assert max(pairs.frames) < 320 < batch['logmel'].shape[1] and batch['frame_mask'].sum(1).tolist() == whole.frames[:3]   # three seconds at most of ten
 
 
 def test_one_in_twenty_is_set_apart_and_the_same_ones_everywhere():
@@ -201,14 +230,14 @@ def test_models_of_the_file(lab, disk):
 
 def test_runs_of_recordings_have_a_folder_of_their_own(lab):
     there, here = (run_output('table1_reasoner_size', dict(scale='smoke', seed=1, **given)) for given in ({}, dict(sources=lab.sources)))
-    assert there[0].parent.name == 'smoke-1' and here[0].parent == lab.folder and lab.folder.name == 'smoke-1-sources' and there[1] != here[1]
+    assert there[0].parent.name == 'smoke-1' and here[0].parent == lab.folder and lab.folder.name.startswith('smoke-1-sources-') and there[1] != here[1]
 
 
 @pytest.mark.slow
 def test_reproduce_on_recordings(disk, home, one_thread):
     told = reproduce('smoke', sources=str(disk/'sources.toml'))
     for words in ('Measured on recordings', 'GTZAN, fault-filtered test', 'FMA small, test split'): assert words in told
-    records = {r.name: r for r in load_records(home/'data'/'runs'/'smoke-1-sources'/'records')}
+    records = {r.name: r for r in load_records(Lab.at('smoke', sources=str(disk/'sources.toml')).folder/'records')}
     assert records['table1_reasoner_size'].metrics['recordings']['gtzan_filtered']['asked'] == 10
     assert records['table1_reasoner_size'].params['sources'] == 'sources.toml'
 
