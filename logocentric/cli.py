@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'SOUND', 'Files', 'Model', 'Json', 'Beams', 'Rule', 'Listen', 'Labels', 'Prompt', 'Question', 'Options',
            'DataSet', 'Table', 'Skip', 'SkipList', 'Also', 'Processes', 'Scaled', 'Gpu', 'Count', 'Mfu', 'Price',
-           'Cores', 'Sets', 'Measured', 'OnDisk', 'sound_files', 'novelty_words', 'describe', 'classify', 'ask', 'data',
-           'doctor', 'plan', 'reproduce', 'pretrain', 'main']
+           'Cores', 'Sets', 'Measured', 'OnDisk', 'Parts', 'Recompute', 'sound_files', 'novelty_words', 'describe',
+           'classify', 'ask', 'data', 'doctor', 'plan', 'reproduce', 'pretrain', 'main']
 
 # %% ../nbs/51_cli.ipynb #b53b6646
 import json, os, sys, warnings
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Iterable, Optional
 import typer
-from .core import LogocentricError, model_path, write_json
+from .core import LogocentricError, is_main, model_path, write_json
 
 # %% ../nbs/51_cli.ipynb #98550f5a
 def _silence():
@@ -305,15 +305,20 @@ def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu 
     elif json_file: write_json(json_file, made.report())
     if json_file != '-': typer.echo(repr(made))
 
+# %% ../nbs/51_cli.ipynb #69294135
+Parts = Annotated[int, typer.Option(help='Take every batch in so many parts, one after the other, where the memory is too small: the same steps.', min=1, envvar='LOGOCENTRIC_PARTS')]
+Recompute = Annotated[bool, typer.Option('--recompute', help='Compute activations twice instead of keeping them: less memory, about a third more time.', envvar='LOGOCENTRIC_RECOMPUTE')]
+
 # %% ../nbs/51_cli.ipynb #355281fe
 @app.command()
 def reproduce(scale: Annotated[str, typer.Option(help='smoke (minutes), mini (an hour or more, no download), gpu (one GPU, no download) or paper (GPUs, Hub).')] = 'mini',
               seed: Annotated[int, typer.Option(help='Seed of every random choice.')] = 1,
-              sources: Annotated[Optional[Path], typer.Option(help='A TOML file that says where your recordings, captions and pretrained models are; by default all clips are rendered.')] = None):
+              sources: Annotated[Optional[Path], typer.Option(help='A TOML file that says where your recordings, captions and pretrained models are; by default all clips are rendered.')] = None,
+              parts: Parts = 1, recompute: Recompute = False):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
     from logocentric.experiments import reproduce as run
     _silence()
-    typer.echo(run(scale=scale, seed=seed, sources=str(sources or '')))
+    if told := run(scale=scale, seed=seed, sources=str(sources or ''), parts=parts, recompute=recompute): typer.echo(told)
 
 # %% ../nbs/51_cli.ipynb #ae83bfee
 @app.command()
@@ -327,7 +332,7 @@ def pretrain(folder: Annotated[Path, typer.Argument(help='Where the ear goes; an
     from logocentric.ear import Recipe, learn
     _silence()
     history = learn(folder, Recipe(steps=steps, music=music, sounds=sounds, held_out=held_out, seed=seed))
-    typer.echo(f'{folder}: {history}, {history.seconds/3600:.2f} h')
+    if is_main(): typer.echo(f'{folder}: {history}, {history.seconds/3600:.2f} h')
 
 # %% ../nbs/51_cli.ipynb #524e6415
 def main():

@@ -8,9 +8,10 @@ __all__ = ['SLACK', 'KEY', 'clip_frames', 'read_clip', 'clips_bytes', 'build_cli
 
 # %% ../nbs/16_clips.ipynb #da867a77
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from .core import LogocentricError, config_hash, quiet, read_json, write_json
+from .core import LogocentricError, by_one, config_hash, quiet, read_json, write_json
 from .corpus import SHARD, Corpus, build_shards
 from .datasets import DataError, Manifest, write_skip_list
 from .frontend import AudioError, FrontendConfig, LogMel, load_audio
@@ -126,6 +127,15 @@ def _finish(folder: Path, manifest: Manifest) -> None:
     write_json(folder/'clips.json', dict(manifest=dict(manifest.summary(), fit={k: int(fit.get(k, 0)) for k in ('whole', 'cut', 'padded')}), vocabulary=manifest.vocabulary))
     for old in (folder/'todo', *_before(folder)): shutil.rmtree(old, ignore_errors=True)
 
+# %% ../nbs/16_clips.ipynb #40804203
+def _fill(folder: Path, manifest: Manifest, job: dict, config: FrontendConfig, processes: int | None, desc: str) -> None:
+    "From an empty or unfinished folder to a finished one."
+    _check_room(folder, job, config)
+    _write_todo(folder, manifest)
+    arrays = dict(features=(np.float16, clip_frames(job['seconds'], config), config.n_mels), frames=(np.int32,))
+    build_shards(folder, job, arrays, _make_shard, processes, desc)
+    _finish(folder, manifest)
+
 # %% ../nbs/16_clips.ipynb #aeafc1c4
 def build_clips(folder: str | Path,            # where the log-mels go; unfinished work there is continued
                 manifest: Manifest,            # which recordings; all of its clips must be there, see `Manifest.require`
@@ -138,13 +148,9 @@ def build_clips(folder: str | Path,            # where the log-mels go; unfinish
     "Read every clip of a manifest into one folder of log-mels; finished shards are never made again."
     folder, manifest = Path(folder), manifest.require(n)
     job = dict(kind='clips', n=len(manifest), name=manifest.name, manifest=manifest.hash, order=config_hash(dict(ids=manifest.table['id'].tolist())), seconds=seconds, frontend=config.to_dict())
-    _prepare(folder, job)
-    if not (folder/'clips.json').exists():
-        _check_room(folder, job, config)
-        _write_todo(folder, manifest)
-        arrays = dict(features=(np.float16, clip_frames(seconds, config), config.n_mels), frames=(np.int32,))
-        build_shards(folder, job, arrays, _make_shard, processes, desc)
-        _finish(folder, manifest)
+    with nullcontext() if (folder/'clips.json').exists() else by_one(folder.with_name(f'{folder.name}.lock'), desc): # what is finished is not changed
+        _prepare(folder, job)
+        if not (folder/'clips.json').exists(): _fill(folder, manifest, job, config, processes, desc)
     return Clips(folder)
 
 # %% ../nbs/16_clips.ipynb #fae8c489

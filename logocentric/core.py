@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
-           'shared_path', 'set_seed', 'best_device', 'bf16_pays', 'OutOfMemory', 'is_out_of_memory', 'in_parts',
-           'quiet', 'progress', 'atomic_write', 'write_json', 'read_json', 'config_hash', 'code_hash', 'launched',
-           'all_processes', 'need_all', 'stage', 'shipped_path', 'model_path', 'versions', 'Record', 'save_record',
-           'load_records', 'plot_style']
+           'shared_path', 'set_seed', 'best_device', 'cores', 'bf16_pays', 'OutOfMemory', 'is_out_of_memory',
+           'in_parts', 'quiet', 'progress', 'atomic_write', 'write_json', 'read_json', 'config_hash', 'code_hash',
+           'launched', 'is_main', 'all_processes', 'agreed', 'by_one', 'need_all', 'stage', 'save_by_main',
+           'shipped_path', 'model_path', 'versions', 'Record', 'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import ast, hashlib, json, math, os, platform, random, shutil, sys, tempfile, time, warnings
-from contextlib import contextmanager, nullcontext
+import ast, hashlib, json, math, os, platform, random, shutil, sys, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version as package_version
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterable
 import numpy as np, torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #67c0639a
@@ -80,6 +80,10 @@ def best_device() -> torch.device:
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
+def cores() -> int:
+    "CPU cores that this process may use: those of the machine, or what a queue such as Slurm gave of them."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 # %% ../nbs/00_core.ipynb #30f66564
 def _matmul_seconds(dtype, device, size=768, repeats=8):
     a = torch.ones(size, size, dtype=dtype, device=device)
@@ -124,8 +128,8 @@ def in_parts(work: Callable,    # some rows -> their result
 
 # %% ../nbs/00_core.ipynb #aefdba21
 def quiet() -> bool:
-    "Whether progress bars are off: `LOGOCENTRIC_QUIET=1`, or running inside a notebook kernel."
-    return bool(os.environ.get('LOGOCENTRIC_QUIET')) or 'ipykernel' in sys.modules
+    "Whether progress bars are off: `LOGOCENTRIC_QUIET=1`, running inside a notebook kernel, or beside the main process of a launch with the same work."
+    return bool(os.environ.get('LOGOCENTRIC_QUIET')) or 'ipykernel' in sys.modules or not (is_main() or _MADE_ALONE)
 
 def progress(iterable: Iterable | None = None, # what to iterate over; `None` for a bar moved by hand
              total: int | None = None,         # number of steps
@@ -188,6 +192,10 @@ def launched() -> int:
     "How many processes run this program side by side: 1, unless a launcher started more."
     return int(os.environ.get('WORLD_SIZE', 1))
 
+def is_main() -> bool:
+    "Whether this process writes and speaks: the only one, or the first of a launch."
+    return int(os.environ.get('RANK', 0)) == 0
+
 def all_processes():
     "All processes of this launch, as `accelerate` sees them: `process_index`, `num_processes`, `is_main_process`, `wait_for_everyone()`."
     from accelerate import PartialState   # here, for it is slow to import
@@ -196,14 +204,28 @@ def all_processes():
     if everyone.num_processes != launched(): raise LogocentricError(f'{launched()} processes were launched, and accelerate sees {everyone.num_processes}: start them by `accelerate launch` or `torchrun`, before anything of accelerate is used')
     return everyone
 
+# %% ../nbs/00_core.ipynb #eae83d3e
+def agreed(look: Callable # asked in the main process only
+          ):
+    "What the main process finds, in all processes."
+    if launched() == 1: return look()
+    from accelerate.utils import broadcast_object_list
+    found, = broadcast_object_list([look() if all_processes().is_main_process else None])
+    return found
+
 # %% ../nbs/00_core.ipynb #66d16fa8
 _MADE_ALONE = []
 
 @contextmanager
-def _alone(name):
-    _MADE_ALONE.append(name)
-    try: yield
-    finally: _MADE_ALONE.pop()
+def by_one(lock: str | Path, # the file at whose door all but one wait; its folder is made
+           what: str         # what is made, for messages
+          ):
+    "Let one process work at a time: whoever comes later waits, and should then look whether the work is done."
+    Path(lock).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        _MADE_ALONE.append(what)
+        try: yield
+        finally: _MADE_ALONE.pop()
 
 def need_all(what: str # what needs all processes
             ) -> None:
@@ -228,24 +250,36 @@ def stage(name: str,                             # folder under `data/cache/`
     done = (folder/'done.json').exists()
     if together and launched() > 1 and not (done and _MADE_ALONE): return _stage_together(folder, name, config, make)
     if done: return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'lock'), _alone(name):
+    with by_one(folder/'lock', name):
         if not (folder/'done.json').exists(): _finish(folder, name, config, make)
     return folder
 
 # %% ../nbs/00_core.ipynb #ef470a07
+_PATIENCE = 60 # seconds for which the main process waits at a door
+
 def _stage_together(folder, name, config, make):
-    from accelerate.utils import broadcast_object_list
     need_all(f'the stage {name!r}')
-    everyone = all_processes()
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'lock') if everyone.is_main_process else nullcontext():
-        done, = broadcast_object_list([(folder/'done.json').exists()])
-        if not done and everyone.is_main_process: _finish(folder, name, config, make)
-        elif not done:
-            with tempfile.TemporaryDirectory() as scratch: make(Path(scratch))
+    lock, everyone = FileLock(folder/'lock'), all_processes()
+    try:
+        found = agreed(lambda: _look(lock, folder))
+        if found == 'held': raise LogocentricError(f'another run is making the stage {name!r} in {folder}: let it end, or end it, and start this one again')
+        if found == 'open' and is_main(): _finish(folder, name, config, make)
+        elif found == 'open': _without_trace(make, cache_path('scratch', f'{folder.name}-{everyone.process_index}'))
         everyone.wait_for_everyone()
+    finally: lock.release()
     return _visible(folder, name)
+
+# %% ../nbs/00_core.ipynb #ccb45246
+def _look(lock, folder): # held by another run, done, or open
+    try: lock.acquire(timeout=_PATIENCE)
+    except Timeout: return 'held'
+    return 'done' if (folder/'done.json').exists() else 'open'
+
+def _without_trace(make, scratch): # what a killed run left there goes too
+    shutil.rmtree(scratch, ignore_errors=True); scratch.mkdir(parents=True)
+    try: make(scratch)
+    finally: shutil.rmtree(scratch, ignore_errors=True)
 
 def _visible(folder, name, patience=60): # seconds: a network disk shows a new file late
     deadline = time.time() + patience
@@ -253,6 +287,14 @@ def _visible(folder, name, patience=60): # seconds: a network disk shows a new f
         if time.time() > deadline: raise LogocentricError(f'the stage {name!r} is finished, but this machine does not see {folder}: let $LOGOCENTRIC_HOME be one folder for all machines')
         time.sleep(.5)
     return folder
+
+# %% ../nbs/00_core.ipynb #060f6622
+def save_by_main(folder: Path, # of a stage
+                 *parts        # models, tokenizers: what has `save_pretrained`
+                ) -> None:
+    "Save in a folder; of several processes only the main one does."
+    if is_main():
+        for part in parts: part.save_pretrained(folder)
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
 def shipped_path(kind: str = '' # `captioner`, `reasoner` or `ear`; by default the folder that holds them

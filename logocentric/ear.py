@@ -9,10 +9,11 @@ __all__ = ['CARD', 'Ear', 'load_ear', 'Recipe', 'recipe_corpora', 'learn', 'ship
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import LogocentricError, Record, cache_path, code_hash, config_hash, read_json, shipped_path, write_json
+from .core import LogocentricError, Record, by_one, cache_path, code_hash, config_hash, is_main, read_json, shipped_path, write_json
 from .corpus import Corpus, build_corpus
 from .frontend import FrontendConfig, LogMel, Settings, as_audio, calibrate, load_audio
 from .mae import MAEConfig, MAEEncoder
@@ -105,9 +106,10 @@ def recipe_corpora(recipe: Recipe,
                    processes: int | None = None  # worker processes; by default one a core
                   ) -> tuple[Corpus, SoundCorpus, Corpus, SoundCorpus]: # to learn from, then for validation
     "Render what a recipe asks for, or find it in the cache."
-    r, code = recipe, code_hash('corpus', 'sounds', 'frontend')
-    def music(n, seed): return build_corpus(cache_path('recipe', code, f'music-{n}-{seed}'), n, seed, processes=processes, desc='music')
-    def sounds(n, seed): return build_sounds(cache_path('recipe', code, f'sounds-{n}-{seed}'), n, seed, processes=processes)
+    r, place = recipe, cache_path('recipe', code_hash('corpus', 'sounds', 'frontend'))
+    def built(name, build, n, seed):
+        with by_one(place/f'{name}-{n}-{seed}.lock', name): return build(place/f'{name}-{n}-{seed}', n, seed, processes=processes, desc=name)
+    music, sounds = partial(built, 'music', build_corpus), partial(built, 'sounds', build_sounds)
     return (music(r.music, r.music_seed), sounds(r.sounds, r.sounds_seed),
             music(r.held_out, r.music_seed + 1), sounds(r.held_out, r.sounds_seed + 1))
 
@@ -122,11 +124,11 @@ def learn(folder: str | Path,           # where the ear goes; an unfinished one 
     music, sounds, *held_out = recipe_corpora(recipe, processes)
     frontend = calibrate([np.array(c.features[:512]) for c in (music, sounds)])
     config = TrainConfig(steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr, warmup=.02, eval_every=max(1, recipe.steps//12), seed=recipe.seed,
-                         checkpoint_every=min(250, recipe.steps), mixed_precision=mixed_precision, keep='last')
+                         checkpoint_every=min(250, recipe.steps), mixed_precision=mixed_precision, keep='last').shared_out()
     valid = Listening(*held_out, frontend, recipe.frames, random=False)
     _, history = pretrain(music, sounds, frontend, MAEConfig.preset(**recipe.encoder), config, folder, valid, Objective(), recipe.frames,
                           progress=progress, desc='ear')
-    write_json(Path(folder)/'recipe.json', recipe.to_dict())
+    if is_main(): write_json(Path(folder)/'recipe.json', recipe.to_dict())
     return history
 
 # %% ../nbs/24_ear.ipynb #72e793eb

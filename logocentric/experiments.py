@@ -24,8 +24,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../nbs/50_experiments.ipynb #dcf66f4c
 from .captioner import Captioner, CaptionerConfig, Pairs, Texts, cache_columns, caption, draw_captions, gpt2_config, hear_clips, model_key, tokenise, warm_up
-from .core import (LogocentricError, Record, all_processes, atomic_write, best_device, cache_path, code_hash, config_hash, data_path, launched, load_records, progress,
-                              project_root, read_json, run_path, save_record, set_seed, stage, write_json)
+from .core import (LogocentricError, Record, agreed, all_processes, atomic_write, best_device, cache_path, code_hash, config_hash, cores, data_path, is_main, launched, load_records, progress,
+                              project_root, read_json, run_path, save_by_main, save_record, set_seed, stage, write_json)
 from .clips import Clips, Crops
 from .corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
 from .ear import load_ear
@@ -34,14 +34,14 @@ from .knowledge import Sentence, knowledge, train_tokenizer
 from .mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
 from .metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from .pretrain import Listening, Objective, colour, pretrain, transpose
-from .reader import SIZES, train_reasoner
+from .reader import BUNDLE, SIZES, train_reasoner
 from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
 from .shards import LazyPairs, Rendered
 from .sounds import SoundCorpus, build_sounds
 from .sources import GENRE_TESTS, PARTS, Sharded, Sources, hear_tracks, read_sources
 from .table3 import PLANS, TagLab
 from .tasks import METRICS, TASKS, Task, supervised
-from .training import History, TrainConfig, evaluate, train
+from .training import History, TrainConfig, evaluate, less_memory, train
 
 # %% ../nbs/50_experiments.ipynb #e0cb9fe8
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def mae(self: Lab, mask_ratio: float) -> Path:
         guessers = self.mae_losses(model, learned=False)
         history = train(model, self.crops('train'), replace(self.scale.mae, seed=self.seed).shared_out(), self.crops('valid'), folder=folder/'training',
                         reference_lines=guessers, desc=f'encoder, {mask_ratio:.0%} masked')
-        model.save_pretrained(folder)
+        save_by_main(folder, model)
         return history.keep(folder)
     return stage('mae', config, make, together=True)
 
@@ -455,7 +455,7 @@ def voice(self: Lab) -> Path | str:
         tokenizer, texts = self.tokenizer(), self.pairs('train').texts
         model = GPT2LMHeadModel(gpt2_config(tokenizer, **self.scale.decoder))
         history = warm_up(model, tokenizer, texts, replace(self.scale.warmup, seed=self.seed).shared_out(), prefix, folder=folder/'training', desc='GPT-2 reads')
-        for part in (model, tokenizer): part.save_pretrained(folder)
+        save_by_main(folder, model, tokenizer)
         return history.keep(folder)
     return stage('voice', config, make, together=True)
 
@@ -531,7 +531,7 @@ def captioner(self: Lab, n_pairs: int) -> Path:
                         param_groups=model.param_groups(settings, encoder_rate=self.encoder_rate),
                         reference_lines=dict(deaf=self.deaf_loss(model)), desc=f'captioner, {n_pairs:,} pairs')
         model.calibrate_novelty(*(self.features(model, split, 512) for split in ('train', 'heldout')))
-        model.save_pretrained(folder)
+        save_by_main(folder, model)
         return history.keep(folder)
     return stage('captioner', config, make, together=True)
 
@@ -1103,6 +1103,9 @@ def go_on_alone() -> bool:
     everyone.destroy_process_group()
     everyone._reset_state()
     for name in [k for k in os.environ if k in _LAUNCHER or k.startswith(('ACCELERATE_', 'TORCHELASTIC_'))]: del os.environ[name]
+    if os.environ.get('OMP_NUM_THREADS') == '1':  # so launchers set it for processes that stand side by side; another number is the user's own
+        del os.environ['OMP_NUM_THREADS']
+        torch.set_num_threads(cores())
     return main
 
 # %% ../nbs/50_experiments.ipynb #de94ac20
@@ -1119,15 +1122,28 @@ def travel(lab: Lab) -> bool:
     road.bar.close()
     return True
 
+# %% ../nbs/50_experiments.ipynb #4bcb627a
+@patch
+def check_shares(self: Lab) -> None:
+    "Refuse numbers of processes and parts by which a recipe of this laboratory cannot be shared."
+    s, plan = self.scale, PLANS[self.scale.name]
+    reader = TrainConfig(steps=1, batch_size=BUNDLE) if set(s.readers) & set(SIZES) else None
+    for recipe in (s.mae, s.warmup, s.frozen if self.still else s.captioner, plan.train, plan.paint, reader): recipe and recipe.shared_out()
+
 # %% ../nbs/50_experiments.ipynb #1bb51a96
 def reproduce(scale: str = 'mini', # `smoke`, `mini`, `gpu` or `paper`
               seed: int = 1,       # seed of every random choice
               sources: str = '',   # a file that says where recordings, captions and models are
-             ) -> str:             # the tables, and where the report lies
+              parts: int = 1,      # of each batch, one after the other, where the memory is too small
+              recompute: bool = False, # compute activations again on the way back, for the same reason
+             ) -> str:             # the tables, and where the report lies; nothing in a process beside the main one
     "Make every table and figure of the paper at a scale; what is done already is not done again."
     sources = sources and str(Path(sources).expanduser().absolute())
     lab, start = Lab.at(scale, seed, sources=sources), time.time()
-    if all_processes().is_main_process: lab.disk.need_models(lab.pretrained())
-    if not (is_reproduced(scale, seed, sources) or travel(lab)): return ''
+    if is_main(): lab.disk.need_models(lab.pretrained())
+    with less_memory(parts, recompute):
+        lab.check_shares()
+        done = agreed(lambda: is_reproduced(scale, seed, sources))
+        if not (go_on_alone() if done else travel(lab)): return ''
     path = report(scale, seed, sources)
     return f"{path.read_text(encoding='utf-8')}\nreport: {path} and {path.with_suffix('.html')}\n{time.time() - start:.0f} s"

@@ -17,7 +17,7 @@ from einops import rearrange, reduce
 from fastcore.basics import patch
 from torch import nn
 from transformers.utils import ModelOutput
-from .core import LogocentricError, Record, read_json, set_seed, write_json
+from .core import LogocentricError, Record, is_main, launched, read_json, set_seed, write_json
 from .corpus import ATTRIBUTES, RATE, Corpus
 from .frontend import FrontendConfig, LogMel, Settings
 from .mae import MAEConfig, MAEModel, masked_mse
@@ -255,7 +255,7 @@ def _same_job(folder, job):
     if path.exists() and (found := read_json(path)) != job:
         other = ', '.join(k for k in job if found.get(k) != job[k])
         raise LogocentricError(f'{folder} holds an ear that learned otherwise ({other}): choose another folder or delete it')
-    write_json(path, job)
+    if is_main(): write_json(path, job)
 
 # %% ../nbs/23_pretrain.ipynb #e977f8d4
 def pretrain(music: Corpus,
@@ -278,10 +278,12 @@ def pretrain(music: Corpus,
     _same_job(folder, dict(objective=objective.to_dict(), of=of, frames=frames, encoder={k: v for k, v in encoder.to_diff_dict().items() if k != 'transformers_version'},
                            frontend=frontend.to_dict(), corpora=[read_json(c.folder/'corpus.json') for c in (music, sounds)]))
     model = Pretrainer(encoder, objective)
-    keep = lambda step: save_encoder(model.mae.encoder, frontend, folder/'milestones'/f'{step*config.batch_size}')
+    clips = config.batch_size*config.accumulation*launched()   # in a step, of all processes
+    keep = lambda step: save_encoder(model.mae.encoder, frontend, folder/'milestones'/f'{step*clips}')
     history = train(model, Listening(music, sounds, frontend, frames, of=of), config, valid, folder=folder/'training', milestone=keep, **kwargs)
+    if not is_main(): return model, history
     save_encoder(model.mae.encoder, frontend, folder)
     about = Record('pretrain', {}, {})
-    write_json(folder/'history.json', dict(asdict(history), passes=config.steps*config.batch_size*config.accumulation, objective=objective.to_dict(),
+    write_json(folder/'history.json', dict(asdict(history), passes=config.steps*clips, objective=objective.to_dict(),
                                            machine=f'{about.machine}, {torch.get_num_threads()} thread(s)', versions=about.versions, mixed_precision=config.mixed_precision))
     return model, history

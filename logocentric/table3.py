@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from .captioner import Captioner, gpt2_config, hear_clips, load_gpt2, model_key
 from .clips import Clips, Crops, build_clips
-from .core import LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json, set_seed, stage, write_json
+from .core import LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json, save_by_main, set_seed, stage, write_json
 from .datasets import Manifest, read_dataset, read_table
 from .ear import load_ear
 from .frontend import FrontendConfig, LogMel, calibrate
@@ -201,7 +201,7 @@ def painted(self: TagLab) -> Path:
         model = MAEModel(MAEConfig.preset(preset, pad_value=silence))
         crops = Crops(clips, frontend, clips.features.shape[1]//model.config.patch_frames*model.config.patch_frames)
         history = train(model, crops, replace(self.plan.paint, seed=self.seed, keep='last').shared_out(), folder=folder/'training', desc=f'{preset} encoder paints')
-        model.save_pretrained(folder)
+        save_by_main(folder, model)
         write_json(folder/'frontend.json', frontend.to_dict())
         return history.keep(folder)
     return stage('painted', config, make, together=True)
@@ -320,7 +320,7 @@ def tagger(self: TagLab, size: str) -> Path:
         pairs = {s: TagPairs(self.heard(model, s), self.places(s), tags) for s in ('train', 'validation')}
         history = train(model, pairs['train'], settings, pairs['validation'], folder=folder/'training', desc=f'{size} GPT-2 learns tags',
                         param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.))
-        model.save_pretrained(folder)
+        save_by_main(folder, model)
         return history.keep(folder)
     return stage('tagger', self.config(decoder=self.decoder_key(size), vocabulary=self.plan.vocabulary, prompt=self.prompt), make, together=True)
 
@@ -337,7 +337,7 @@ def direct(self: TagLab) -> Path:
         pairs = {s: TargetPairs(self.heard(captioner, s), self.truth(s)) for s in ('train', 'validation')}
         history = train(model, pairs['train'], replace(self.plan.train, seed=self.seed, lr=self.plan.direct_lr).shared_out(), pairs['validation'], folder=folder/'training',
                         desc='sigmoids learn tags')
-        model.save_pretrained(folder)
+        save_by_main(folder, model)
         return history.keep(folder)
     return stage('direct', self.config(hidden=self.plan.hidden, lr=self.plan.direct_lr), make, together=True)
 
@@ -378,7 +378,7 @@ def taught(self: TagLab, size: str, pairs: TagPairs, steps: int, warm: bool) -> 
     "A captioner that has learned other tags, from what it knows of mixtures or from the beginning."
     model = Captioner.from_pretrained(self.tagger(size)).to(best_device()) if warm else self.unheard(size, pairs.tags, pairs.places)
     model.encoder.requires_grad_(not self.still)
-    settings = replace(self.plan.train, steps=steps, seed=self.seed, keep='last', eval_every=steps)
+    settings = replace(self.plan.train, steps=steps, seed=self.seed, keep='last', eval_every=steps).shared_out()
     train(model, pairs, settings, param_groups=model.param_groups(settings, encoder_rate=0. if self.still else 1.), progress=False)
     return model
 
@@ -389,7 +389,7 @@ def classified(self: TagLab, size: str, pairs: TagPairs, steps: int) -> SigmoidT
     labels = pairs.tags.labels
     model = SigmoidTagger.beside(self.unheard(size, pairs.tags, pairs.places), labels, self.plan.hidden)
     model.encoder.requires_grad_(not self.still)
-    settings = replace(self.plan.train, steps=steps, seed=self.seed, lr=self.plan.direct_lr, keep='last', eval_every=steps)
+    settings = replace(self.plan.train, steps=steps, seed=self.seed, lr=self.plan.direct_lr, keep='last', eval_every=steps).shared_out()
     train(model, TargetPairs(pairs.heard, named(pairs.places, len(labels))), settings, progress=False)
     return model
 

@@ -45,6 +45,15 @@ def test_help(command):
     assert said.exit_code == 0 and 'Usage' in said.output
 
 
+@pytest.mark.parametrize('given, env', [(['--parts', '4', '--recompute'], {}), ([], dict(LOGOCENTRIC_PARTS='4', LOGOCENTRIC_RECOMPUTE='1'))])
+def test_less_memory_can_be_asked_for(monkeypatch, given, env):
+    asked = []
+    monkeypatch.setattr('logocentric.experiments.reproduce', lambda **given: asked.append(given) or '')
+    said = CliRunner().invoke(app, ['reproduce', '--scale', 'smoke', *given], env=env)
+    assert said.exit_code == 0 and said.output == ''     # nothing to tell: a process beside the main one
+    assert (asked[0]['parts'], asked[0]['recompute']) == (4, True)
+
+
 def test_describe_goes_on_past_a_bad_file(sounds, model):
     said = run(app, ['describe', str(sounds), '--model', str(model), '--json', str(sounds/'out.json')])
     assert said.exit_code == 1

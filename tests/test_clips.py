@@ -1,5 +1,5 @@
 "Recordings to log-mels: every kind of file, cut and padded and broken ones, runs that are killed, lists that change."
-import shutil
+import shutil, subprocess, sys
 from collections import namedtuple
 from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
@@ -147,6 +147,42 @@ def test_a_killed_run_in_another_order(tmp_path, five, reads):
     assert np.array_equal(clips.features[::-1], build_clips(tmp_path/'again', manifest, SECONDS, 1).features)
     reads.clear()
     assert build_clips(tmp_path/'clips', manifest, SECONDS, 1).table['id'].tolist() == list('edcba') and not reads
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+import logocentric.clips, logocentric.corpus
+from logocentric.clips import build_clips, read_clip
+from logocentric.datasets import read_table
+place, rank = Path(sys.argv[1]), sys.argv[2]
+logocentric.clips.SHARD = logocentric.corpus.SHARD = 2
+def slow(path, *args):
+    with (place/'reads').open('a') as f: f.write(Path(path).name + ' ')
+    time.sleep(.2)
+    return read_clip(path, *args)
+logocentric.clips.read_clip = slow
+manifest = read_table(place/'list.csv')
+(place/f'ready{rank}').touch()
+while len(list(place.glob('ready*'))) < 3: time.sleep(.01)
+clips = build_clips(place/'clips', manifest, 1., 1)
+print(clips.table['id'].tolist(), clips.features.astype('float64').sum())
+"""
+
+def test_processes_that_want_one_folder_at_once_read_it_once(tmp_path, five):
+    "As under a launch: none finds the folder half made, and all have the same."
+    listed(tmp_path, five)
+    runs = [subprocess.Popen([sys.executable, '-c', RACE, str(tmp_path), str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(3)]
+    found = [run.communicate(timeout=240) for run in runs]
+    assert [run.returncode for run in runs] == [0]*3, found
+    assert len({out for out, _ in found}) == 1 and sorted((tmp_path/'reads').read_text().split()) == five and not (tmp_path/'clips'/'todo').exists()
+
+
+def test_a_finished_folder_is_read_where_nothing_can_be_written(tmp_path, five, monkeypatch):
+    manifest = listed(tmp_path, five)
+    build_clips(tmp_path/'clips', manifest, SECONDS, 1)
+    monkeypatch.setattr(logocentric.clips, 'by_one', lambda *args: pytest.fail('a finished folder needs no lock'))
+    assert len(build_clips(tmp_path/'clips', manifest, SECONDS, 1)) == 5
 
 
 def test_a_folder_is_for_its_clips_alone(tmp_path, five):

@@ -118,6 +118,13 @@ def test_cell_ids_are_unique(path):
     assert len(ids) == len(set(ids))
 
 
+@notebooks
+def test_scripts_for_a_queue_begin_as_scripts(path):
+    "A round trip through jupytext eats the first character of `#!`."
+    blocks = [b for c in cells(path, 'markdown') for b in re.findall(r'```(?:bash|sh)\n(.*?)```', source(c), re.S)]
+    assert not [b for b in blocks if '#SBATCH' in b and not b.startswith('#!/')] and not [b for b in blocks if b.startswith('!/')]
+
+
 # --- the library
 
 @library

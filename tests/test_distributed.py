@@ -1,13 +1,21 @@
 "Two processes learn what one learns; checkpoints, stages and the knobs of memory and speed change nothing."
 import os, shutil, subprocess, sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
+from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models, pre_tokenizers
 from logocentric.captioner import Captioner, Pairs
-from logocentric.core import LogocentricError, launched, set_seed, stage
+from logocentric import core
+from logocentric.core import LogocentricError, all_processes, cache_path, config_hash, cores, launched, quiet, read_json, save_by_main, set_seed, stage
+from logocentric.ear import Recipe, learn as learn_ear
+from logocentric.experiments import go_on_alone
+from logocentric.knowledge import Sentence
 from logocentric.mae import MAEConfig, MAEModel, clip_noise
-from logocentric.training import ByClip, OutOfMemory, TrainConfig, count_items, evaluate, fetch, train
+from logocentric.reader import ChosenLoss, ReasonerSize, Sentences, untrained
+from logocentric.training import ByClip, OutOfMemory, TrainConfig, count_items, evaluate, fetch, less_memory, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS, TOLERANCE = 20, 1e-5
@@ -39,7 +47,17 @@ def pairs(n, seed):
     texts = [' '.join(rng.choice(WORDS, rng.integers(2, 14))) for _ in range(n)]      # of very unequal length
     return Pairs(rng.normal(-7, 3, (n, 64, 80)).astype(np.float32), texts, tokenizer())
 
-CASES = dict(mae=(mae, lambda: Clips(26, 1), lambda: Clips(10, 2)), captioner=(captioner, lambda: pairs(26, 1), lambda: pairs(10, 2)))
+def reader(): set_seed(0); return ChosenLoss(untrained(ReasonerSize(16, 2, STEPS, 3e-3), tokenizer()))
+
+def sentences(n, seed):
+    "As long as the model, so that they begin at its first position; some ask much and some little, so that the halves of a bundle do not weigh the same."
+    rng = np.random.default_rng(seed)
+    words = [rng.choice(WORDS, 6).tolist() for _ in range(n)]
+    whole = [Sentence(' '.join(w), [(len(' '.join(w[:k])) + 1, len(' '.join(w)))]) for w, k in zip(words, rng.integers(1, 6, n))]
+    return Sentences(whole, tokenizer(), bundle=8, keep=0., positions=7, singly=True)
+
+CASES = dict(mae=(mae, lambda: Clips(26, 1), lambda: Clips(10, 2)), captioner=(captioner, lambda: pairs(26, 1), lambda: pairs(10, 2)),
+             reader=(reader, lambda: sentences(26, 1), lambda: sentences(10, 2)))
 
 def learn(case, parts=1, stop_after=None, folder=None, dtype=torch.float64, make=None, **changes):
     "Train for 20 steps of 8 clips, shared out between processes and `parts`; the history's rows and the weights."
@@ -85,23 +103,61 @@ def said(call):
     try: call()
     except LogocentricError as e: return str(e)
 
+class Heavy:
+    def save_pretrained(self, folder): (folder/'model.bin').write_bytes(b'14 GB')
+
+def silent(): # as a user's terminal has it
+    asked = os.environ.pop('LOGOCENTRIC_QUIET', None)
+    try: return quiet()
+    finally: os.environ.update({} if asked is None else dict(LOGOCENTRIC_QUIET=asked))
+
 def stages(folder, rank):
     os.environ['LOGOCENTRIC_HOME'] = str(folder/'home')
     def make(place):
-        entered.append(place.name)
+        entered.append((place.name, silent()))
         train(Line(), Named(), TrainConfig(steps=2, batch_size=2), loss_fn=plain, folder=place/'training', progress=False)
         (place/'result.txt').write_text(f'of process {rank}')
-    entered = []
+        save_by_main(place, Heavy())
+        kept.extend(str(p.relative_to(folder/'home')) for p in place.glob('*.bin'))
+    entered, kept = [], []
     found = [stage('learned', dict(x=1), make, together=True) for _ in range(2)]
     alone = said(lambda: stage('lonely', {}, make))     # enters, and is refused by `train`
-    return dict(entered=entered, found=[str(f) for f in found], text=(found[0]/'result.txt').read_text(), alone=alone)
+    return dict(entered=entered, kept=kept, found=[str(f) for f in found], text=(found[0]/'result.txt').read_text(), alone=alone, scratch=list(cache_path('scratch').glob('*')), held=held(rank, make))
+
+def held(rank, make):
+    "A stage whose lock another run has, as here the second process."
+    place, core._PATIENCE = cache_path('learned', config_hash(dict(x=2))), .3
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place/'lock') if rank else nullcontext():
+        all_processes().wait_for_everyone()
+        return said(lambda: stage('learned', dict(x=2), make, together=True))
+
+class Buffered(Line):
+    "Counts its calls, each process in its own way."
+    def __init__(self, rank): super().__init__(); self.rank = rank; self.register_buffer('seen', torch.tensor([100.*rank]))
+    def forward(self, x): self.seen += 1 + self.rank; return super().forward(x)
+
+def buffers(rank):
+    model = Buffered(rank)
+    train(model, Named(), TrainConfig(steps=3, batch_size=2), loss_fn=plain, progress=False)
+    return model.seen.item()
+
+TINY = Recipe(music=4, sounds=6, held_out=4, steps=4, batch_size=4, encoder=dict(name='tiny', target='per_patch'))
+
+def ear(folder):
+    return [row['loss'] for row in learn_ear(folder/'ear', TINY, processes=1, mixed_precision='no', progress=False).rows]
+
+def parted():
+    "After the others are gone."
+    main = go_on_alone()
+    return main, launched(), os.environ.get('OMP_NUM_THREADS'), torch.get_num_threads() == cores()
 
 def first(folder, rank):
     disk = folder/'run' if rank == 0 else folder/'another-machine'
     data, few = Named(), dict(steps=13, batch_size=2)
     train(Line(), data, TrainConfig(**few), loss_fn=plain, progress=False)
     return dict({case: learn(case) for case in CASES}, parts=learn('captioner', parts=2), seen=data.seen, cut=learn('mae', stop_after=6, folder=disk),
-                files=[p.name for p in disk.glob('*')], stages=stages(folder, rank))
+                files=[p.name for p in disk.glob('*')], stages=stages(folder, rank), buffers=buffers(rank), ear=ear(folder), parted=parted())
 
 def second(folder, rank):
     disk = folder/'run' if rank == 0 else folder/'a-third-machine'
@@ -165,12 +221,58 @@ def test_stages_of_all_processes(two):
     main, other = (process['stages'] for process in two[1])
     folder = Path(main['found'][0])
     assert main['found'] == other['found'] == [str(folder)]*2 and main['text'] == other['text'] == 'of process 0'
-    assert main['entered'][0] == folder.name != other['entered'][0]
-    assert main['entered'][1:] == other['entered'][1:] != [folder.name]                  # the lonely one, one after the other
+    assert main['entered'][0] == (folder.name, False) and other['entered'][0] == (f'{folder.name}-1', True)   # the same work, and one of them shows a bar
+    assert main['entered'][1:] == other['entered'][1:] and main['entered'][1][1] is False   # the lonely one, one after the other; who works shows a bar
+    assert len(main['kept']) == 1 and other['kept'] == [] and main['scratch'] == other['scratch'] == []
     assert all('lonely' in s['alone'] and 'together=True' in s['alone'] for s in (main, other))
     assert (folder/'done.json').exists() and (folder/'training'/'last.pt').exists()
 
+def test_a_stage_that_another_run_makes_is_an_error_in_all(two):
+    for process in two[1]: assert 'another run is making the stage' in process['stages']['held'] and config_hash(dict(x=2)) in process['stages']['held']
+
+def test_buffers_are_made_equal_once(two):
+    assert [process['buffers'] for process in two[1]] == [3., 6.]      # 103 and 206 apart from the start, 3 and 4 if the main one's came with every step
+
+def test_an_ear_is_learned_together(two):
+    (folder, (main, other)), passes = two, TINY.steps*TINY.batch_size
+    assert main['ear'] == other['ear'] and {p.name for p in (folder/'ear'/'milestones').iterdir()} == {'4', '8', '12', '16'}
+    assert read_json(folder/'ear'/'history.json')['passes'] == passes and read_json(folder/'ear'/'recipe.json') == TINY.to_dict() and (folder/'ear'/'model.safetensors').exists()
+
+def test_who_goes_on_alone_has_all_cores(two):
+    assert [process['parted'] for process in two[1]] == [(True, 1, None, True), (False, 1, None, True)]
+
 # One process
+
+def test_a_recipe_is_shared_out(monkeypatch):
+    recipe = TrainConfig(steps=3, batch_size=16, num_workers=14, compile=True)
+    assert recipe.shared_out() == replace(recipe, num_workers=min(14, cores())) and recipe.shared_out().compile
+    with less_memory(parts=4, recompute=True): small = recipe.shared_out()
+    assert (small.batch_size, small.accumulation, small.recompute) == (4, 4, True) and 'LOGOCENTRIC_PARTS' not in os.environ
+    monkeypatch.setattr('logocentric.training.cores', lambda: 32)
+    for name, value in dict(WORLD_SIZE='8', LOCAL_WORLD_SIZE='4').items(): monkeypatch.setenv(name, value)
+    assert (recipe.shared_out().batch_size, recipe.shared_out().num_workers, replace(recipe, num_workers=0).shared_out().num_workers) == (2, 3, 0)
+    monkeypatch.setattr('logocentric.training.cores', lambda: 2)
+    assert recipe.shared_out().num_workers == 1
+    with less_memory(parts=3), pytest.raises(LogocentricError, match='16 clips .* 8 process.* 3 part'): recipe.shared_out()
+    monkeypatch.setenv('LOGOCENTRIC_PARTS', 'two')
+    with pytest.raises(LogocentricError, match="LOGOCENTRIC_PARTS is a number, not 'two'"): recipe.shared_out()
+
+def test_a_run_that_was_too_large_goes_on_in_parts(tmp_path):
+    assert learn('mae', stop_after=6, folder=tmp_path) is None and torch.load(tmp_path/'last.pt')['step'] == 4
+    same(learn('mae', parts=2, recompute=True, folder=tmp_path), learn('mae'))
+
+def test_a_part_of_a_bundle_may_ask_nothing():
+    model, batch = reader(), sentences(8, 1).batch([0, 1], np.random.default_rng(0))
+    loss = model(**dict(batch, labels=torch.full_like(batch['labels'], -100))).loss
+    loss.backward()
+    assert loss == 0 and not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+def test_sentences_one_by_one_are_the_same_bundles():
+    one, whole = sentences(26, 1), Sentences([Sentence('calm and slow', [(0, 4)])]*26, tokenizer(), bundle=8)
+    assert len(one) == 24 and len(whole) == 3
+    for epoch in (0, 1):
+        assert one.order(5, epoch).reshape(3, 8).tolist() == [list(range(8*b, 8*b + 8)) for b in whole.order(5, epoch)]
+        assert (whole.order(5, epoch) == np.random.default_rng([5, 0, epoch]).permutation(3)).all()
 
 def test_what_a_loss_is_a_mean_of():
     data = pairs(6, 1)
@@ -216,7 +318,7 @@ def still(model):
 def test_fused_attention_is_the_same():
     same(*(learn('captioner', make=lambda: still(captioner(attention))) for attention in ('sdpa', 'eager')))
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', ['mae', 'captioner'])
 def test_bf16_follows_the_curve(case):
     "Measured: 20 losses differ by at most .0003 of their value, validations by .0001."
     half, full = (learn(case, dtype=torch.float32, mixed_precision=precision)['rows'] for precision in ('bf16', 'no'))
@@ -278,6 +380,12 @@ def test_out_of_memory_says_what_to_turn(error):
     with pytest.raises(OutOfMemory) as found: train(Greedy(error), Named(), TrainConfig(steps=3, batch_size=4, accumulation=3), loss_fn=plain, progress=False)
     text = str(found.value)
     assert 'step 1 on cpu with 4 clips' in text and text.index('batch_size=2, accumulation=6') < text.index('recompute=True') < text.index("mixed_precision='bf16'")
+
+def test_out_of_memory_inside_reproduce_names_its_options():
+    with less_memory(parts=2), pytest.raises(OutOfMemory) as found:
+        train(Greedy(torch.OutOfMemoryError('CUDA')), Named(), TrainConfig(steps=3, batch_size=8).shared_out(), loss_fn=plain, progress=False)
+    text = str(found.value)
+    assert text.index('--parts 4') < text.index('--recompute') and 'batch_size=' not in text and 'goes on where it was' in text
 
 def test_another_error_passes():
     with pytest.raises(RuntimeError, match='something else'): train(Greedy(RuntimeError('something else')), Named(), TrainConfig(steps=1, batch_size=1), loss_fn=plain, progress=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from logocentric.core import LogocentricError, load_records, project_root, read_json
 from logocentric.experiments import EXPERIMENTS, SCALES, Lab, reproduce, run_experiment
+from logocentric.training import less_memory, train
 
 ROOT = project_root()
 
@@ -105,6 +106,25 @@ def test_pairs_beyond_what_is_kept_are_rendered(home, one_thread):
     learned = read_json(lab.captioner(24)/'done.json')['config']
     assert learned['pairs'] == 24 and learned['corpora'][0] == lab.corpus('train').folder.name
     assert Lab.at('gpu').is_live(100_000) and not Lab.at('gpu').still
+
+
+def test_every_model_can_be_learned_in_parts(home, one_thread, monkeypatch):
+    "A run whose memory was too small: smaller batches, activations computed again, and the stages that are looked for afterwards."
+    lab, asked = Lab(replace(SCALES['smoke'], pairs=(8, 16)), 4), []
+    def noted(model, data, config, *args, **kwargs):
+        asked.append((config.batch_size, config.accumulation, config.recompute))
+        return train(model, data, config, *args, **kwargs)
+    for module in ('captioner', 'experiments', 'pretrain', 'reader', 'table3'): monkeypatch.setattr(f'logocentric.{module}.train', noted)
+    def models(): return [lab.mae(.15), lab.voice(), lab.captioner(8), lab.ear(), lab.reasoner('small'), lab.table3().tagger('small'), lab.table3().direct()]
+    with less_memory(parts=2, recompute=True): made = models()
+    assert sorted(asked) == [(4, 2, True)]*6 + [(32, 2, True)]
+    assert models() == made and len(asked) == 7
+
+
+def test_parts_that_cannot_be_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path))
+    with pytest.raises(LogocentricError, match='8 clips in a step cannot be shared by 1 process.* with 3 part'): reproduce('smoke', parts=3)
+    assert not list(tmp_path.iterdir()) and 'LOGOCENTRIC_PARTS' not in os.environ
 
 
 @pytest.mark.parametrize('pairs, said', [('2000, x', 'expected numbers of pairs'), ('20, 10', 'from few to many'), ('', '')])

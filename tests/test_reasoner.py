@@ -445,7 +445,7 @@ def test_loss_is_transformers_own(sentences, tokenizer):
 def test_every_sentence_has_an_answer(sentences, tokenizer):
     "What counts is what the knowledge says is an answer, and none is without."
     answers = {s.text: ''.join(s.text[a:b] for a, b in s.answers).replace(' ', '') for s in sentences}
-    for bundle in Sentences(sentences, tokenizer, keep=0.).bundles:
+    for bundle in Sentences(sentences, tokenizer, keep=0.).items:
         for ids, answer in bundle: assert tokenizer.decode(ids[answer]).replace(' ', '') == answers[tokenizer.decode(ids[:-1])] != ''
 
 

@@ -1,4 +1,5 @@
 "Recordings, captions and models from disk, laid out as published, in the place of rendered clips."
+import os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
@@ -11,6 +12,7 @@ from logocentric.frontend import LogMel
 from logocentric.shards import LazyPairs, write_shards
 from logocentric.sources import GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart, track_windows
 
+ROOT = Path(__file__).parents[1]
 GTZAN, FMA = LABELS['gtzan'], LABELS['fma']
 HEADER = (',set,set,track\n,split,subset,genre_top\ntrack_id,,,\n')
 
@@ -263,3 +265,19 @@ def test_reproduce_on_recordings(disk, home, one_thread):
     records = {r.name: r for r in load_records(Lab.at('smoke', sources=str(disk/'sources.toml')).folder/'records')}
     assert records['table1_reasoner_size'].metrics['recordings']['gtzan_filtered']['asked'] == 10
     assert records['table1_reasoner_size'].params['sources'] == 'sources.toml'
+
+
+@pytest.mark.slow
+def test_reproduce_on_recordings_under_a_launch(disk, tmp_path):
+    "Two processes over gloo, each of which asks for every folder of clips: read once, learned together, told once."
+    (disk/'both.toml').write_text("[gtzan]\nfolder = 'gtzan'\nskip = 'gtzan/skip.csv'\n[captions]\ndataset = 'table'\nfolder = 'own/captions.csv'\n")
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke',
+               '--sources', str(disk/'both.toml'), '--parts', '2', '--recompute']
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=os.environ | dict(LOGOCENTRIC_HOME=str(tmp_path), ACCELERATE_USE_CPU='true'))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count('# logocentric: scale smoke') == ran.stdout.count('\nreport: ') == 1 and 'GTZAN, all clips' in ran.stdout
+    cache = tmp_path/'data'/'cache'
+    assert len(list((cache/'clips').glob('*/clips.json'))) == 4 and not list((cache/'scratch').glob('*'))
+    assert {len(list((cache/kind).glob('*/model.safetensors'))) for kind in ('captioner', 'mae')} == {2}
