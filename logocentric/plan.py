@@ -536,7 +536,7 @@ def score_job(title: str, tags, size: str, clips: int, t: Terms) -> Job:
     hear = clips*encoder_work(parts.config.encoder, patches(parts.config.encoder, FRAMES)).forward if tags.encoder else 0.
     held = 4*(4096*2*gpt.vocab_size + 32*2*gpt.num_hidden_layers*gpt.hidden_size*(before + 128))
     python = (lists/32*passes + clips/64*t.list_tokens)*gpt.num_hidden_layers*SPEAK
-    return uses(title, f'score {size}', sum(parts.sizes.values()), lists*speak_work(gpt, t.nodes, before).forward + said, held, heard=hear, traffic=clips/64*t.list_tokens*4*parts.sizes['decoder'], python=python)
+    return uses(title, f'score {size}', sum(parts.sizes.values()), lists*speak_work(gpt, t.nodes, before).forward + said, held, heard=hear, traffic=clips/64*t.list_tokens*4*parts.sizes['decoder'], python=python, tf32=True)
 
 # %% ../nbs/48_plan.ipynb #2541e4ea
 def hear_tags_job(tags, times: int) -> Job:

@@ -9,7 +9,7 @@ __all__ = ['PROMPTS', 'RULES', 'CONTENT_FREE', 'fill', 'label_aliases', 'label_w
 
 # %% ../nbs/40_reasoner.ipynb #9973a5e3
 import inspect, math, re, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -475,10 +475,10 @@ def score(self: _Asked, logp: torch.Tensor # of every node, (prompts, nodes)
 
 # %% ../nbs/40_reasoner.ipynb #d75b7261
 @contextmanager
-def tf32():
+def tf32(device: torch.device): # where the model is; nothing changes on a CPU
     "Let a GPU multiply matrices of single precision in TF32."
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('high')
+    if device.type == 'cuda': torch.set_float32_matmul_precision('high')
     try: yield
     finally: torch.set_float32_matmul_precision(before)
 
@@ -488,10 +488,9 @@ def _scores(self: Reasoner, rows: list[list[int]], asked: _Asked, batch_size: in
     "Scores `(prompts, labels)` of token rows."
     order, batch_size = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row)), batch_size or (8 if self.model.device.type == 'cpu' else 64)
     batches, parts = [list(map(list, order[i:i + batch_size])) for i in range(0, len(order), batch_size)], []
-    quick = tf32 if self.model.device.type == 'cuda' else nullcontext
     def read(part):
         way = self._packed if self._packable(len(part[-1])) else self._plain            # compared in single precision
-        with quick(): return asked.score(way(part, asked.trie))
+        with tf32(self.model.device): return asked.score(way(part, asked.trie))
     for batch in (progress(batches, desc='reason', unit='batch') if len(batches) > 8 else batches): parts += in_parts(read, batch, 'prompts')
     place = {row: i for i, row in enumerate(order)}
     return torch.cat(parts)[[place[tuple(row)] for row in rows]]

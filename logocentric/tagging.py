@@ -19,7 +19,7 @@ from .captioner import Captioner
 from .clips import sound_mask
 from .core import LogocentricError, in_parts, progress
 from .mae import MAEConfig, MAEEncoder
-from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad
+from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad, tf32
 
 # %% ../nbs/45_tagging.ipynb #fa4589c0
 TAG_PROMPTS = {'text': 'The audio sounds like', 'table3': 'The audio feels like'}
@@ -173,7 +173,7 @@ def next_tag(model: Captioner,
     parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
     def read(part):
         listener = Listener(model, model.prefix(features[part].to(model.device)))
-        return tags.closed(listener._packed([rows[i] for i in part], tags.trie))
+        with tf32(model.device): return tags.closed(listener._packed([rows[i] for i in part], tags.trie))
     for part in progress(parts, desc=desc, unit='batch') if desc else parts: found[part] = torch.cat(in_parts(read, part, 'sounds'))
     return found
 

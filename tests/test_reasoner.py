@@ -161,10 +161,11 @@ def test_prompts_that_do_not_fit_are_read_in_halves(tokenizer, monkeypatch):
 
 def test_tf32_is_for_as_long_as_a_gpu_reads():
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ValueError), tf32():
-        assert torch.get_float32_matmul_precision() == 'high'
-        raise ValueError
-    assert torch.get_float32_matmul_precision() == before == 'highest'
+    for kind, precision in dict(cuda='high', cpu='highest').items():
+        with pytest.raises(ValueError), tf32(torch.device(kind)):
+            assert torch.get_float32_matmul_precision() == precision
+            raise ValueError
+        assert torch.get_float32_matmul_precision() == before == 'highest'
 
 
 @pytest.mark.parametrize('kind', ['gpt2', 'gpt_neo'])
