@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -248,27 +249,34 @@ def load_adapter(captioner: Captioner, # on the same GPT-2 and ear as the one th
 class Rehearsal:
     "Pairs for training, with old texts beside them."
     def __init__(self,
-                 pairs,               # a data set of a captioner, such as `Pairs`
+                 pairs,               # a data set of a captioner, such as `Pairs` or `LazyPairs`
                  texts: list[str],    # what the language model knew
                  share: float = .25,  # old texts for each pair
-                 longest: int = 128): # tokens of an old text that are read
+                 longest: int = 128,  # tokens of an old text that are read
+                 tokenizer: PreTrainedTokenizerBase | None = None): # by default that of the pairs
         if not len(texts): raise LogocentricError('no old texts to rehearse: give some of what the language model has read')
-        self.pairs, self.texts, self.share, self.longest = pairs, list(texts), share, longest
+        self.pairs, self.texts, self.share, self.longest, self.tokenizer = pairs, list(texts), share, longest, tokenizer or getattr(pairs, 'tokenizer', None)
+        if self.tokenizer is None: raise LogocentricError(f'{type(pairs).__name__} has no tokenizer of its own: give the one of the captioner')
+        if hasattr(pairs, 'order'): self.order = pairs.order
 
     def __len__(self): return len(self.pairs)
     def batch(self, indices, rng):
         chosen = rng.integers(len(self.texts), size=max(1, round(self.share*len(indices))))
-        return self.pairs.batch(indices, rng) | dict(old=tokenise(self.pairs.tokenizer, [self.texts[i] for i in chosen], self.longest))
+        return self.pairs.batch(indices, rng) | dict(old=tokenise(self.tokenizer, [self.texts[i] for i in chosen], self.longest))
 
 # %% ../nbs/33_adapt.ipynb #01ec8969
 def _unwrapped(model): return getattr(model, 'module', model) # several processes train a captioner in a wrapper
+
+def _as_trained(model): # in training `accelerate` lends its precision to the model's own `forward` alone
+    learning = '_original_forward' in vars(model)
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=learning and AcceleratorState().mixed_precision == 'bf16')
 
 def rehearse(model: Captioner, batch: dict) -> torch.Tensor:
     "The loss of captions and, where a batch has old texts, that of these: `loss_fn` of `train`."
     old = batch.pop('old', None)
     loss = model(**batch).loss
     if old is None: return loss
-    logits = _unwrapped(model).decoder(input_ids=old['input_ids'], attention_mask=old['attention_mask']).logits[:, :-1]
+    with _as_trained(_unwrapped(model)): logits = _unwrapped(model).decoder(input_ids=old['input_ids'], attention_mask=old['attention_mask']).logits[:, :-1]
     return loss + F.cross_entropy(logits.flatten(0, 1).float(), old['labels'][:, 1:].flatten(), ignore_index=-100)
 
 # %% ../nbs/33_adapt.ipynb #1bb3d7db

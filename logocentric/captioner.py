@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CAVEAT', 'AudioPrefix', 'pool', 'CaptionerConfig', 'Captioner', 'load_gpt2', 'model_key', 'gpt2_config',
-           'plain_attention', 'tokenise', 'sound_mask', 'Pairs', 'Texts', 'warm_up', 'hear_clips', 'cache_columns',
-           'caption', 'draw_captions', 'HeardWindow', 'Description', 'describe']
+           'plain_attention', 'tokenise', 'Pairs', 'Texts', 'warm_up', 'hear_clips', 'cache_columns', 'caption',
+           'draw_captions', 'HeardWindow', 'Description', 'describe']
 
 # %% ../nbs/30_captioner.ipynb #a5fc5af2
 import hashlib, numpy as np, torch, torch.nn.functional as F
@@ -20,10 +20,10 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
+from .clips import crop_window, sound_mask
 from .core import LogocentricError, atomic_write, best_device, bf16_pays, config_hash, in_parts, model_path, progress
 from .frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
 from .mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, glimpses
-from .sounds import crop_start
 from .training import History, TrainConfig, decay_groups, own_randomness, train
 
 # %% ../nbs/30_captioner.ipynb #a89b1b69
@@ -365,14 +365,6 @@ def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
     except OSError as e: raise LogocentricError(f'no captioner found at {str(folder)!r}: {e}') from e
     return model.eval()
 
-# %% ../nbs/30_captioner.ipynb #cedb77ba
-def sound_mask(frames,       # how many frames of each clip are sound
-               longest: int  # frames of a picture
-              ) -> torch.Tensor | None: # (b, longest) bool, True where there is sound; `None` where all of it is
-    "Which frames are sound and not padding."
-    mask = torch.arange(longest) < torch.as_tensor(np.asarray(frames))[:, None]
-    return None if mask.all() else mask
-
 # %% ../nbs/30_captioner.ipynb #7fb32765
 class Pairs:
     "Sounds and their descriptions, as batches for training."
@@ -398,11 +390,8 @@ class Pairs:
 @patch
 def window(self: Pairs, i: int, frames: int | None, rng: np.random.Generator) -> slice: # of frames
     "A clip, or a crop from where it is sound; from the beginning where that is shorter."
-    whole, active = len(self.logmels[i]), self.active[i]
-    n = whole if self.frames is None else self.frames[i]
-    if not frames or frames >= n: return slice(0, frames or whole)
-    start = rng.integers(n - frames + 1) if active is None else crop_start(active, frames, rng)
-    return slice(start, start + frames)
+    whole = len(self.logmels[i])
+    return crop_window(whole, whole if self.frames is None else self.frames[i], frames, self.active[i], rng)
 
 # %% ../nbs/30_captioner.ipynb #c9b5506a
 @patch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'SOUND', 'Files', 'Model', 'Json', 'Beams', 'Rule', 'Listen', 'Labels', 'Prompt', 'Question', 'Options',
            'DataSet', 'Table', 'Skip', 'SkipList', 'Also', 'Processes', 'Scaled', 'Gpu', 'Count', 'Mfu', 'Price',
-           'Cores', 'Sets', 'Parts', 'Recompute', 'sound_files', 'novelty_words', 'describe', 'classify', 'ask', 'data',
-           'doctor', 'plan', 'reproduce', 'pretrain', 'main']
+           'Cores', 'Sets', 'Measured', 'OnDisk', 'Parts', 'Recompute', 'sound_files', 'novelty_words', 'describe',
+           'classify', 'ask', 'data', 'doctor', 'plan', 'reproduce', 'pretrain', 'main']
 
 # %% ../nbs/51_cli.ipynb #b53b6646
 import json, os, sys, warnings
@@ -267,11 +267,18 @@ def _show_devices():
     for d in DEVICES.values(): typer.echo(f'{d.name:8}  bf16 {d.bf16/1e12:6.1f}, single {d.fp32/1e12:5.1f} ·10¹² operations a second  {d.memory/1e9:4.0f} GB  {d.bandwidth/1e12:.2f} TB/s  {d.source}')
     typer.echo('cpu       this machine, measured. Peaks are dense, without sparsity.')
 
-def _scale_of(name):
-    from logocentric.experiments import SCALES
+def _scale_of(name, sources):
+    from logocentric.experiments import Lab
     from logocentric.table3 import PLANS
-    if name not in SCALES: raise LogocentricError(f'unknown scale {name!r}: choose from {", ".join(SCALES)}')
-    return SCALES[name], PLANS.get(name)
+    return Lab.at(name, sources=str(sources or '')).scale, PLANS.get(name)
+
+def _sets_of(given, sources): # those that are named, and those of a file of sources
+    from logocentric.plan import SETS
+    from logocentric.sources import read_sources
+    found = read_sources(sources or '')
+    there = [*found.genres, *(s.dataset for s in (found.captions, found.tags) if s)]
+    if strange := [name for name in there if name not in SETS]: typer.echo(f'the size of {", ".join(strange)} is not known here, and is not counted', err=True)
+    return tuple(dict.fromkeys([*filter(None, (s.strip() for s in given.split(','))), *(name for name in there if name in SETS)]))
 
 # %% ../nbs/51_cli.ipynb #cc1580a8
 Scaled = Annotated[str, typer.Option(help='smoke, mini, gpu or paper.')]
@@ -281,17 +288,19 @@ Mfu = Annotated[Optional[float], typer.Option(help='Share of the peak that is re
 Price = Annotated[Optional[float], typer.Option(help='Of a device for an hour.')]
 Cores = Annotated[Optional[int], typer.Option(help='CPU cores that render and read clips; by default those of this machine.', min=1)]
 Sets = Annotated[str, typer.Option('--data', help='Published data sets on disk that are read as well, separated by commas: gtzan, fma_small, esc50.')]
+Measured = Annotated[Optional[Path], typer.Option(help='A record of the experiment device_check, made on such a device: hours then rest on it.')]
+OnDisk = Annotated[Optional[Path], typer.Option(help='The file of sources that `reproduce` will be given.')]
 
 # %% ../nbs/51_cli.ipynb #24cef985
 @app.command()
 def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu = None, price: Price = None, currency: Annotated[str, typer.Option(help='Of the price.')] = 'USD',
-         cores: Cores = None, sets: Sets = '', json_file: Json = None):
+         cores: Cores = None, sets: Sets = '', sources: OnDisk = None, measured: Measured = None, json_file: Json = None):
     "Tell what `reproduce` will cost, stage by stage: parameters, operations, memory, disk, hours; and what does not fit. Nothing is started."
     if gpu == 'list': return _show_devices()
     from transformers.utils import logging
     from logocentric.plan import plan as make
     logging.set_verbosity_error()
-    made = make(*_scale_of(scale), gpu, count, mfu, price, cores, currency, tuple(s.strip() for s in sets.split(',') if s.strip()))
+    made = make(*_scale_of(scale, sources), gpu, count, mfu, price, cores, currency, _sets_of(sets, sources), measured or '')
     if json_file == '-': typer.echo(json.dumps(made.report(), indent=2, ensure_ascii=False))
     elif json_file: write_json(json_file, made.report())
     if json_file != '-': typer.echo(repr(made))

@@ -38,7 +38,7 @@ from .reader import BUNDLE, SIZES, train_reasoner
 from .reasoner import PROMPTS, LabelWarning, Reasoner, Scores
 from .shards import LazyPairs, Rendered
 from .sounds import SoundCorpus, build_sounds
-from .sources import GENRE_TESTS, PARTS, Sources, hear_tracks, read_sources
+from .sources import GENRE_TESTS, PARTS, Sharded, Sources, hear_tracks, read_sources
 from .table3 import PLANS, TagLab
 from .tasks import METRICS, TASKS, Task, supervised
 from .training import History, TrainConfig, evaluate, less_memory, train
@@ -123,7 +123,7 @@ class Lab:
         start = start or SCALES[scale].start
         if start not in STARTS: raise LogocentricError(f'unknown start {start!r}: choose from {", ".join(STARTS)}')
         told = read_sources(sources).captions
-        own = dict(pairs=_a_tenth_and_all(sum(told.caption_parts()['train'].table['texts'].map(len))), beside=0.) if told else {} # just what was given
+        own = dict(pairs=_a_tenth_and_all(read_sources(sources).caption_count()), beside=0.) if told else {} # just what was given
         if pairs: own |= dict(pairs=_numbers(pairs, own['pairs'][-1] if told else None))
         return cls(replace(SCALES[scale], start=start, **own), seed, sources)
 
@@ -406,12 +406,18 @@ def beside(self: Lab, split: str) -> SoundCorpus | None:
     return self.sounds(split, n) if n else None
 
 # %% ../nbs/50_experiments.ipynb #a72d84a6
+class _Chosen:
+    "Pictures of some clips, one at a time."
+    def __init__(self, features, places): self.features, self.places = features, places
+    def __len__(self): return len(self.places)
+    def __getitem__(self, at): return [self.features[i] for i in self.places[at]] if isinstance(at, slice) else self.features[self.places[at]]
+
 def _told(music, n):
     "Pictures, texts, names and frames of sound of the first `n` pairs; a recording may have several descriptions, and all first ones come first."
     if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), None
     texts = music.table['texts']
     told = [(i, several[k]) for k in range(max(map(len, texts))) for i, several in enumerate(texts) if k < len(several)][:n]
-    return [music.features[i] for i, _ in told], [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [int(music.frames[i]) for i, _ in told]
+    return _Chosen(music.features, [i for i, _ in told]), [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [int(music.frames[i]) for i, _ in told]
 
 @patch
 def pairs(self: Lab, split: str, n: int | None = None) -> Pairs:
@@ -491,12 +497,14 @@ class _WithSounds:
 # %% ../nbs/50_experiments.ipynb #571168f8
 @patch
 def is_live(self: Lab, n_pairs: int) -> bool:
-    "Whether so many pairs are more than are kept."
-    return bool(self.scale.kept) and n_pairs > self.scale.kept and not self.disk.captions
+    "Whether pairs are read or rendered while they are learned from: those of shards, and more than are kept."
+    if self.disk.captions: return isinstance(self.corpus('train'), Sharded)
+    return bool(self.scale.kept) and n_pairs > self.scale.kept
 
 @patch
 def live(self: Lab, n_pairs: int) -> LazyPairs:
-    "The first `n_pairs` clips of music and their share of sounds, rendered while they are learned from."
+    "The first `n_pairs` pairs, read from shards or rendered, with their share of sounds, while they are learned from."
+    if self.disk.captions: return LazyPairs(self.corpus('train').head(n_pairs), partial(tokenise, self.tokenizer()), self.crop_frames())
     music = Rendered(n_pairs, seed=100*self.seed + _SPLITS['train'][0])
     return LazyPairs(_WithSounds(music, self.beside('train'), round(self.scale.beside*n_pairs)), partial(tokenise, self.tokenizer()), self.crop_frames())
 

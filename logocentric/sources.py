@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENRE_TESTS', 'TRACK', 'PARTS', 'Source', 'Sources', 'read_sources', 'GenreTest', 'track_windows', 'hear_tracks',
-           'set_apart', 'Captioned']
+           'set_apart', 'Captioned', 'Sharded']
 
 # %% ../nbs/47_sources.ipynb #f5929440
 import hashlib, tomllib
@@ -26,13 +26,14 @@ from .corpus import LABELS, logmel_statistics
 from .datasets import DATASETS, DataError, Manifest, read_dataset, read_table
 from .frontend import Window
 from .metrics import majority_level
+from .shards import Pictures, Shards
 
 # %% ../nbs/47_sources.ipynb #8b5b3608
 @dataclass(frozen=True)
 class Source:
     "A data set on disk."
-    dataset: str       # a name in `DATASETS`, or `table` for a list of one's own
-    folder: str        # where it is; for `table` the list
+    dataset: str       # a name in `DATASETS`, `table` for a list of one's own, or `shards` for captioned clips that `write_shards` packed
+    folder: str        # where it is; for `table` the list; shards may lie on a network
     skip: str = ''     # a skip list, as the doctor writes
     filtered: str = '' # GTZAN only: the folder of the three lists of its fault-filtered split
 
@@ -64,9 +65,10 @@ def _section(path: Path, name: str, given: dict) -> dict:
     if not isinstance(given, dict): raise LogocentricError(f'{path.name}: {name} is a section, so write [{name}] and its lines below')
     if known and (strange := set(given) - set(known)): raise LogocentricError(f'{path.name}, [{name}]: unknown {", ".join(sorted(strange))}; it has {", ".join(known)}')
     if known and (missing := {'dataset', 'folder'} & set(known) - set(given)): raise LogocentricError(f'{path.name}, [{name}]: {" and ".join(sorted(missing))} is missing')
-    whole = {k: v if k == 'dataset' else str((path.parent/Path(v).expanduser())) for k, v in given.items()}
-    if gone := [v for k, v in whole.items() if k != 'dataset' and not Path(v).exists()]: raise LogocentricError(f'{path.name}, [{name}]: there is no {gone[0]}')
-    if whole.get('dataset', 'table') not in (*DATASETS, 'table'): raise LogocentricError(f"{path.name}, [{name}]: no data set {whole['dataset']!r}: there are {', '.join(DATASETS)}, and table")
+    whole = {k: v if k == 'dataset' or '://' in v else str((path.parent/Path(v).expanduser())) for k, v in given.items()}
+    if gone := [v for k, v in whole.items() if k != 'dataset' and '://' not in v and not Path(v).exists()]: raise LogocentricError(f'{path.name}, [{name}]: there is no {gone[0]}')
+    more = ('table', 'shards') if name == 'captions' else ('table',)
+    if whole.get('dataset', 'table') not in (*DATASETS, *more): raise LogocentricError(f"{path.name}, [{name}]: no data set {whole['dataset']!r}: there are {', '.join((*DATASETS, *more))}")
     return whole
 
 # %% ../nbs/47_sources.ipynb #5e5fd3f7
@@ -263,7 +265,59 @@ def _captioned(source: Source, part: str) -> Captioned:
     manifest = source.caption_parts()[part]
     return Captioned(build_clips(cache_path('clips', f'{manifest.name}-{part}-{manifest.hash}'), manifest, seconds=10., n=len(manifest), desc=f'{manifest.name}, {part}').folder)
 
+# %% ../nbs/47_sources.ipynb #c5f29377
+class Sharded:
+    "A run of clips of shards, read as a corpus is."
+    def __init__(self, shards: Shards, first: int, last: int):
+        self.shards, self.first, self.n, self.shape, self.config = shards, first, last - first, shards.shape, shards.config
+        self.folder = Path(f"shards-{shards.index['hash']}-{first}-{last}")              # where nothing is: a name, for the keys of stages
+        self.manifest = {k: shards.index[k] for k in ('name', 'hash', 'clips', 'failed')} | dict(first=first, last=last)
+
+    def __len__(self) -> int: return self.n
+    def clip(self, i: int) -> dict: return self.shards.clip(self.first + i)
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        line = self.shards.order(seed, epoch) - self.first
+        return line[(line >= 0) & (line < self.n)]
+
+# %% ../nbs/47_sources.ipynb #eed7e67f
+@patch(as_prop=True)
+def features(self: Sharded): # (clips, frames, mels), read when they are asked for
+    "All log-mels."
+    return Pictures(self)
+
+@patch(as_prop=True)
+def table(self: Sharded) -> pd.DataFrame:
+    "A row for each clip, with its description."
+    rows = self.shards.table.iloc[self.first:self.first + self.n].reset_index(drop=True)
+    return rows.assign(description=rows['text'], texts=[[t] for t in rows['text']])
+
+@patch(as_prop=True)
+def frames(self: Sharded) -> np.ndarray: # (clips,)
+    "How many frames of each are sound."
+    table = self.table
+    return table['frames'].to_numpy(int) if 'frames' in table else np.full(len(table), self.shape[0])
+
 @patch
-def captioned(self: Sources, part: str) -> Captioned: # one of `PARTS`
+def head(self: Sharded, n: int) -> 'Sharded':
+    "The first `n` clips."
+    return Sharded(self.shards, self.first, self.first + min(n, self.n))
+
+# %% ../nbs/47_sources.ipynb #22aca2b0
+@lru_cache(maxsize=4)
+def _sharded(place: str) -> dict[str, Sharded]:
+    shards = Shards(place)
+    n, apart = len(shards), min(len(shards)//20, 2000)
+    if not apart: raise DataError(f'{place}: {n} clips are too few, none is left for validation')
+    if not shards.shape: raise DataError(f'{place}: clips of several lengths; write the shards with seconds=10')
+    return dict(valid=Sharded(shards, 0, apart), heldout=Sharded(shards, apart, 2*apart), train=Sharded(shards, 2*apart, n))
+
+@patch
+def captioned(self: Sources, part: str) -> Captioned | Sharded: # one of `PARTS`
     "A part of the captioned recordings."
-    return _captioned(self.captions, part)
+    return _sharded(self.captions.folder)[part] if self.captions.dataset == 'shards' else _captioned(self.captions, part)
+
+@patch
+def caption_count(self: Sources) -> int:
+    "Pairs to learn from."
+    if self.captions.dataset == 'shards': return len(_sharded(self.captions.folder)['train'])
+    return sum(map(len, self.captions.caption_parts()['train'].table['texts']))

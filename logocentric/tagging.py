@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
-from .captioner import Captioner, sound_mask
+from .captioner import Captioner
+from .clips import sound_mask
 from .core import LogocentricError, in_parts, progress
 from .mae import MAEConfig, MAEEncoder
 from .reasoner import Reasoner, Trie, label_tokens, label_words, left_pad

@@ -12,6 +12,7 @@ from logocentric.experiments import run_experiment
 from logocentric.knowledge import train_tokenizer
 from logocentric.mae import MAEConfig, MAEEncoder
 from logocentric.reasoner import Reasoner
+from logocentric.shards import LazyPairs
 from logocentric.training import TrainConfig, evaluate, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -196,6 +197,29 @@ def test_rehearsal_remembers_and_a_pull_holds_back():
         forgot[way] = perplexity(model.decoder, TOKENIZER, OLD).nats, sum((p - language().state_dict()[k]).square().sum().item() for k, p in model.decoder.named_parameters())
     assert forgot['rehearsed'][0] < forgot['full'][0] - .5
     assert forgot['pulled'][1] < forgot['full'][1]/2
+
+
+def test_old_texts_are_read_in_the_precision_of_the_run():
+    "In training both losses come out of one precision; outside of it, of the weights'."
+    model, seen = adapt(captioner(), 'full'), []
+    model.decoder.lm_head.register_forward_hook(lambda layer, given, out: seen.append(out.dtype))
+    for precision, expected in (('bf16', torch.bfloat16), ('no', torch.float32)):
+        seen.clear()
+        train(model, Rehearsal(pairs(), OLD, .5), TrainConfig(steps=1, batch_size=4, mixed_precision=precision), loss_fn=rehearse, progress=False)
+        assert len(seen) == 2 and set(seen) == {expected}
+
+
+def test_old_texts_beside_pairs_that_are_read_as_they_come():
+    "The order of shards is kept; a tokenizer is asked for where the pairs have none."
+    class Shards:
+        def __len__(self): return 6
+        def clip(self, i): return dict(id=str(i), logmel=np.zeros((20, 80), np.float16), text=NEW[0])
+        def order(self, seed, epoch): return np.arange(6)[::-1]
+    lazy = LazyPairs(Shards(), lambda texts: tokenise(TOKENIZER, texts))
+    with pytest.raises(LogocentricError, match='give the one of the captioner'): Rehearsal(lazy, OLD)
+    rehearsal = Rehearsal(lazy, OLD, tokenizer=TOKENIZER)
+    assert rehearsal.order(1, 0).tolist() == [5, 4, 3, 2, 1, 0] and len(rehearsal.batch([0, 1, 2, 3], np.random.default_rng(0))['old']['input_ids']) == 1
+    assert not hasattr(Rehearsal(pairs(), OLD), 'order')
 
 
 def test_the_terms_of_the_remedies_are_what_they_say():

@@ -276,6 +276,18 @@ def test_plan_prints_json_alone_and_lists_devices():
     assert 'RTX4090' in listed and 'cpu' in listed and 'without sparsity' in listed
 
 
+def test_plan_reads_sources_and_what_was_measured(tmp_path):
+    for name in ('gtzan', 'fma_small', 'clotho'): (tmp_path/name).mkdir()
+    (tmp_path/'mine.toml').write_text("[gtzan]\nfolder = 'gtzan'\n[fma_small]\nfolder = 'fma_small'\n[tags]\ndataset = 'fsd50k'\nfolder = 'clotho'\n")
+    (tmp_path/'check.json').write_text(json.dumps(dict(params=dict(scale='smoke'), machine='a machine', metrics=dict(device=dict(name='H200'), rows=[dict(kind='captioner', mfu=.01)]))))
+    said = run(app, ['plan', '--scale', 'smoke', '--gpu', 'H200', '--sources', str(tmp_path/'mine.toml'), '--data', 'gtzan', '--measured', str(tmp_path/'check.json'), '--json', '-'])
+    report = json.loads(said.stdout)
+    assert [s['stage'] for s in report['stages']][:2] == ['read gtzan', 'read fma_small'] and sum(s['stage'] == 'read gtzan' for s in report['stages']) == 1
+    assert 'the size of fsd50k is not known' in said.stderr and report['shares'] == dict(captioner=.01)
+    refused = run(app, ['plan', '--scale', 'smoke', '--gpu', 'H100', '--measured', str(tmp_path/'check.json')])
+    assert isinstance(refused.exception, LogocentricError) and 'measured on H200' in str(refused.exception)
+
+
 @pytest.mark.parametrize('given, what', [(['--scale', 'vast'], 'choose from smoke'), (['--gpu', 'B9000'], 'H100'), (['--mfu', '3'], 'between 0 and 1'), (['--data', 'nothing'], 'fma_small')])
 def test_plan_says_what_can_be_given(given, what):
     said = run(app, ['plan', *given])

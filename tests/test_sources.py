@@ -6,9 +6,10 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner import Captioner, model_key
 from logocentric.core import LogocentricError, load_records, read_json, shipped_path
 from logocentric.corpus import LABELS
-from logocentric.datasets import DataError, read_dataset, write_skip_list
+from logocentric.datasets import DataError, read_dataset, read_table, write_skip_list
 from logocentric.experiments import Lab, published, reproduce, results_table, run_output, table
 from logocentric.frontend import LogMel
+from logocentric.shards import LazyPairs, write_shards
 from logocentric.sources import GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart, track_windows
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +184,30 @@ def test_captioned_clips_are_shared_out_once(lab):
     whole = lab.pairs('valid')
     batch = whole.batch([0, 1, 2], np.random.default_rng(0))
     assert max(pairs.frames) < 320 < batch['logmel'].shape[1] and batch['frame_mask'].sum(1).tolist() == whole.frames[:3]   # three seconds at most of ten
+
+
+def test_shards_are_learned_from_as_they_lie(disk, home, one_thread, tmp_path):
+    "The same clips, packed: each in one part; training reads them one by one in the order of the shards, and hears no padding."
+    shards = write_shards(disk/'packed', read_table(disk/'own/captions.csv'), seconds=3., size=8, processes=1)
+    (tmp_path/'s.toml').write_text(f"[captions]\ndataset = 'shards'\nfolder = '{disk/'packed'}'\n")
+    lab = Lab.at('smoke', sources=str(tmp_path/'s.toml'))
+    parts = {p: lab.corpus(p).table['id'].tolist() for p in ('valid', 'heldout', 'train')}
+    assert sum(parts.values(), []) == shards.table['id'].tolist() and {p: len(i) for p, i in parts.items()} == dict(valid=3, heldout=3, train=54) and lab.scale.pairs == (5, 54)
+    learn, valid = lab.lessons(None, 20, tmp_path)
+    assert isinstance(learn, LazyPairs) and len(learn) == 20 and sorted(learn.order(1, 0)) == list(range(20))
+    batch = learn.batch([0, 7], np.random.default_rng(0))
+    assert batch['id'] == [parts['train'][0], parts['train'][7]] and batch['logmel'].shape[1] == lab.crop_frames()
+    assert valid.batch([0, 1, 2], None)['frame_mask'].sum(1).tolist() == valid.frames and min(valid.frames) < 301
+    folder = lab.captioner(54)
+    assert (folder/'model.safetensors').exists() and len(lab.captions('valid', 54)) == 3
+    assert lab.used()['train']['clips'] == 60
+
+
+def test_shards_that_are_not_there_are_named(tmp_path):
+    (tmp_path/'s.toml').write_text("[captions]\ndataset = 'shards'\nfolder = 'https://127.0.0.1:9/nothing'\n")
+    with pytest.raises(LogocentricError, match='no finished shards at https://127.0.0.1:9/nothing'): Lab.at('smoke', sources=str(tmp_path/'s.toml'))
+    (tmp_path/'s.toml').write_text("[tags]\ndataset = 'shards'\nfolder = '.'\n")
+    with pytest.raises(LogocentricError, match="no data set 'shards'"): read_sources(tmp_path/'s.toml')
 
 
 def test_one_in_twenty_is_set_apart_and_the_same_ones_everywhere():

@@ -3,7 +3,8 @@ import numpy as np, pytest, soundfile as sf, torch
 from logocentric.captioner import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.ear import load_ear
-from logocentric.experiments import Lab, run_experiment
+from logocentric.experiments import SCALES, Lab, run_experiment
+from logocentric.plan import plan
 from logocentric.pretrain import Objective
 
 
@@ -122,3 +123,16 @@ def test_bridges_are_compared_at_equal_budgets(home):
     assert metrics['loss']['gtzan']['cross']['value'] == pytest.approx(metrics['loss']['gtzan']['hears nothing']['value'], abs=.5) # it has hardly learned, and began as GPT-2
     for split in ('gtzan', 'gtzan_shifted'): assert set(metrics['captions'][split]) == {*names, 'today', 'tag template', 'most common caption', 'shuffled pairs'}
     assert set(metrics['long']) == {*names, 'today'} and metrics['n']['long'] == 40 and all(v > 0 for v in metrics['seconds_a_step'].values())
+
+
+def test_a_device_is_checked_and_a_plan_rests_on_it(home):
+    found = record(home, 'device_check')
+    metrics, device = found.metrics, found.metrics['device']
+    assert device['name'] == found.params['device'] == 'cpu' and not metrics['is_gpu'] and device['fp32'] > 0
+    rows = {r['kind']: r for r in metrics['rows']}
+    assert {'paint 0.15', 'text', 'captioner', 'reader large', 'tagger small', 'sigmoids', 'hear', 'describe', 'read large'} <= set(rows)
+    for r in rows.values(): assert r['outcome'] == 'measured' and r['seconds'] > 0 and r['memory'] > 0 and r['predicted_seconds'] > 0 and r['mfu'] > 0
+    assert set(metrics['curves']['device']) == set(metrics['apart']) == {'cpu, bfloat16'} and len(metrics['curves']['cpu']) == 3
+    assert 0 < metrics['apart']['cpu, bfloat16']['loss']['largest'] and all(len(c['loss']) == 10 for c in metrics['curves']['cpu'])
+    path, = (home/'data'/'runs'/'smoke-1'/'records').glob('device_check-*.json')
+    assert plan(SCALES['smoke'], None, 'cpu', measured=path).terms.shares['captioner'] == rows['captioner']['mfu']
