@@ -1,10 +1,10 @@
 "The training loop: killed in earnest, continued bit for bit."
-import os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
-from logocentric.core import set_seed
+from logocentric.core import project_root, set_seed
 from logocentric.training import (TrainConfig, TrainingDiverged, batch_indices, decay_groups, derived_seed, evaluate,
                                   fetch, train)
 
@@ -143,3 +143,21 @@ def test_every_run_has_its_own_precision():
     model, seen = Seen(2, 2), []
     for precision in ('bf16', 'bf16', 'no'): train(model, Data(), TrainConfig(steps=1, batch_size=2, mixed_precision=precision), progress=False)
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_the_script_for_a_queue_puts_the_job_back(tmp_path):
+    "As printed in the chapter, among programs that pretend to be Slurm: five minutes before the end comes a signal."
+    text = '\n'.join(''.join(c['source']) for c in json.loads((project_root()/'nbs'/'02_training.ipynb').read_text(encoding='utf-8'))['cells'])
+    script, = [b for b in re.findall(r'```bash\n(.*?)```', text, re.S) if '#SBATCH' in b]
+    assert script.startswith('#!/bin/bash\n') and 'train.py' in script and '--signal=B:USR1@' in script
+    for name, does in dict(script=script, srun=f'#!/bin/bash\necho "$FIRST $3" > {tmp_path}/started\nexec sleep 60\n',
+                           scontrol=f'#!/bin/bash\n[ "$1" = show ] && printf "first\\nsecond\\n" || echo "$*" > {tmp_path}/asked\n').items():
+        (tmp_path/name).write_text(does); (tmp_path/name).chmod(0o755)
+    job = subprocess.Popen([tmp_path/'script'], env=os.environ | dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID='17', SLURM_NNODES='2'), start_new_session=True)
+    try:
+        for _ in range(1000):
+            if (tmp_path/'started').exists(): break
+            time.sleep(.01)
+        job.send_signal(signal.SIGUSR1); job.wait(20)
+    finally: os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path/'asked').read_text() == 'requeue 17\n' and (tmp_path/'started').read_text().startswith('first')
