@@ -26,7 +26,7 @@ from .captioner import Captioner, CaptionerConfig
 from .clips import clips_bytes
 from .core import LogocentricError, best_device, home, read_json, shipped_path
 from .mae import MASKING, MAEConfig, MAEModel
-from .reader import SIZES
+from .reader import BUNDLE, SIZES
 from .tagging import SigmoidConfig, SigmoidTagger
 from .training import TrainConfig
 
@@ -464,8 +464,8 @@ def reader_job(name: str, scale, t: Terms) -> Job:
     c, sentence = reader_config(name, scale.vocabulary), 56
     n = language_size(c)
     if name not in SIZES: return Job(f'{name}: download', parameters=n, kept=4*n)
-    train, work = TrainConfig(steps=scale.reader_steps or SIZES[name].steps, batch_size=1, mixed_precision='auto'), 64*(speak_work(c, sentence//10, sentence - sentence//10))
-    return learns(f'{name} reader', f'reader {name}', train, t, work, work, n, n, lambda half, again: tuple(64*x for x in language_bytes(c, sentence//10, sentence - sentence//10, half, again, False)), c.num_hidden_layers)
+    train, work = TrainConfig(steps=scale.reader_steps or SIZES[name].steps, batch_size=BUNDLE, mixed_precision='auto'), speak_work(c, sentence//10, sentence - sentence//10)
+    return learns(f'{name} reader', f'reader {name}', train, t, work, work, n, n, lambda half, again: language_bytes(c, sentence//10, sentence - sentence//10, half, again, False), c.num_hidden_layers)
 
 # %% ../nbs/48_plan.ipynb #0b785259
 def describe_job(scale, t: Terms) -> Job:
@@ -566,7 +566,9 @@ def knob(job: Job, t: Terms) -> str:
     b, c = job.batch(t), job.train
     parts = [d for d in range(b, 0, -1) if b % d == 0]
     for again, half, least, said in ((c.recompute, job.half, b//8, ''), (True, job.half, 1, ', recompute=True'), (True, True, 1, ", recompute=True, mixed_precision='bf16'")):
-        if found := next((d for d in parts if d >= least and fits(d, again, half)), 0): return f'batch_size={found}, accumulation={c.accumulation*b//found}{said}'
+        if not (found := next((d for d in parts if d >= least and fits(d, again, half)), 0)): continue
+        option = f"reproduce --parts {b//found}{' --recompute'*(again > c.recompute)}, which is " if half == job.half else ''
+        return f'{option}batch_size={found}, accumulation={c.accumulation*b//found}{said}'
     return 'no batch is small enough: choose a device with more memory, or a smaller model'
 
 # %% ../nbs/48_plan.ipynb #07e8d672

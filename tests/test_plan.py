@@ -197,7 +197,9 @@ def test_the_knob_helps(changes):
     paper = SCALES['paper']
     asked = replace(paper, captioner=replace(paper.captioner, **changes))
     said = next(w for w in plan(asked, device='RTX4090').warnings if w.startswith('captioner on 25'))
-    turned = eval(f"dict({said.rpartition('; ')[2]})")
+    option, _, tail = said.rpartition('; ')[2].partition('batch_size=')
+    turned = eval(f'dict(batch_size={tail})')
+    assert option == (f"reproduce --parts {turned['accumulation']}{' --recompute'*turned.get('recompute', False)}, which is " if 'mixed_precision' not in turned else '')
     assert turned['batch_size']*turned['accumulation'] == changes['batch_size']
     better = plan(replace(paper, captioner=replace(asked.captioner, **turned)), device='RTX4090')
     assert not [w for w in better.warnings if 'captioner' in w]
