@@ -477,9 +477,9 @@ def param_groups(self: Captioner,
 
 # %% ../nbs/30_captioner.ipynb #30a00004
 @torch.inference_mode()
-def _batchwise(listen, device, logmels, batch_size, desc, frames=None):
-    "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays."
-    half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)))
+def _batchwise(listen, device, logmels, batch_size, desc, frames=None, half=None):
+    "What a method of the ear gives for clips, batch by batch, in bfloat16 where that pays or is asked for."
+    half = torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(str(device)) if half is None else half)
     def heard(rows):
         batch = torch.from_numpy(np.stack(logmels[rows.start:rows.stop]).astype(np.float32)).to(device)
         mask = None if frames is None else sound_mask(frames[rows.start:rows.stop], batch.shape[1])
@@ -492,10 +492,11 @@ def hear_clips(model: Captioner,
                logmels,              # (n, frames, mels) array, natural log; may be memory-mapped float16
                batch_size: int = 64,
                desc: str = '',       # name on the progress bar; none without one
-               frames=None           # (n,) how many frames of each are sound; all of them by default
+               frames=None,          # (n,) how many frames of each are sound; all of them by default
+               half: bool | None = None # in bfloat16; by default where that pays, which is measured anew in every process
               ) -> Iterable[torch.Tensor]: # (b, features) of each batch
     "Pooled features of clips, batch by batch."
-    return _batchwise(model.eval().hear, model.device, logmels, batch_size, desc, frames)
+    return _batchwise(model.eval().hear, model.device, logmels, batch_size, desc, frames, half)
 
 # %% ../nbs/30_captioner.ipynb #30a00035
 def _write_columns(batches, n, path):

@@ -434,9 +434,9 @@ def pairs(self: Lab, split: str, n: int | None = None) -> Pairs:
 # %% ../nbs/50_experiments.ipynb #5b2fc61c
 @patch
 def features(self: Lab, model: Captioner, split: str, n: int) -> Iterable[torch.Tensor]: # (b, features)
-    "What a captioner hears in the first `n` clips of music of a split and the sounds beside them, batch by batch."
+    "What a captioner hears in the first `n` clips of music of a split and the sounds beside them, batch by batch, in single precision: its constants are to be the same whenever it is made."
     pairs = self.pairs(split, n)
-    return hear_clips(model, pairs.logmels, frames=pairs.frames)
+    return hear_clips(model, pairs.logmels, frames=pairs.frames, half=False)
 
 # %% ../nbs/50_experiments.ipynb #680a24e7
 @patch
