@@ -312,12 +312,17 @@ def test_a_reasoner_reads_with_the_adapter_and_without(taught):
 def test_the_study_of_forgetting_compares_all_ways(home):
     run_experiment('forgetting', 'smoke', 1)
     metrics = load_records(home/'data'/'runs'/'smoke-1'/'records', name='forgetting')[0].metrics
-    ways = {'full', 'lora', 'prefix', 'rehearsed', 'pulled', 'pulled lightly'}
-    assert set(metrics['quality']) == set(metrics['costs']) == set(metrics['chosen']) == ways and set(metrics['rates']) == {'full', 'lora', 'prefix'}
-    assert set(metrics['forgetting']) == ways | {'lora, switched off'} and set(metrics['genres']) == set(metrics['forgetting']) | {'untouched'}
-    for name in ('prefix', 'lora, switched off'):
+    ways, longer = {'full', 'rehearsed', 'pulled', 'pulled lightly', 'lora 2', 'lora 8', 'lora 32', 'lora 8 in attention', 'prefix'}, {'full, longer', 'lora 32, longer', 'prefix, longer'}
+    assert set(metrics['quality']) == set(metrics['costs']) == ways | longer and set(metrics['chosen']) == set(metrics['trials']) == ways
+    for way, trials in metrics['trials'].items():
+        rates = {(t['bridge'], t['language']): t['valid_loss'] for t in trials}
+        chosen = metrics['chosen'][way]
+        assert len(rates) >= 3 and rates[chosen['bridge'], chosen['language']] <= min(v for (b, l), v in rates.items() if b == chosen['bridge'] or l == chosen['language'])
+    assert set(metrics['forgetting']) == ways | longer | {'lora 8, switched off'} and set(metrics['genres']) == set(metrics['forgetting']) | {'untouched'}
+    for name in ('prefix', 'prefix, longer', 'lora 8, switched off'):
         assert all(s['value'] == pytest.approx(1, abs=1e-6) for s in metrics['forgetting'][name].values()) and metrics['genres'][name]['value'] == metrics['genres']['untouched']['value']
-    assert {way for way, c in metrics['costs'].items() if c['moved']} == ways - {'lora', 'prefix'}
+    assert {way for way, c in metrics['costs'].items() if c['moved']} == {'full', 'full, longer', 'rehearsed', 'pulled', 'pulled lightly'}
+    assert metrics['costs']['lora 2']['language'] < metrics['costs']['lora 8 in attention']['language'] < metrics['costs']['lora 8']['language'] < metrics['costs']['lora 32']['language']
     for way, scores in metrics['quality'].items(): assert scores['CIDEr-D']['n'] == metrics['n'] == 40
     for name, of in metrics['forgetting'].items():
         for text, s in of.items(): assert s['value'] == pytest.approx(metrics['perplexity'][name][text]['value']/metrics['perplexity']['untouched'][text]['value'], rel=1e-6)

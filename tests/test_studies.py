@@ -110,19 +110,25 @@ def test_captions_of_a_table_of_ones_own(home, tmp_path):
 
 
 def test_bridges_are_compared_at_equal_budgets(home):
-    found = record(home, 'bridge_study', rates='1e-3 3e-3', budget=500_000)
+    found = record(home, 'bridge_study', rates='1e-4 3e-4', budget=500_000, weights=2, batch=8)
     metrics, names = found.metrics, {'prefix', 'resampler', 'cross'}
     assert all(abs(metrics['parameters'][n]/500_000 - 1) < .02 for n in names) and set(metrics['rate']) == set(metrics['parameters']) == {*names, 'today'}
     for n in names: assert metrics['tried'][n][f"{metrics['rate'][n]:g}"] == min(metrics['tried'][n].values())
+    assert {n: len(of) for n, of in metrics['captioner'].items()} == dict(prefix=2, resampler=2, cross=2, today=1) and len(set(sum(metrics['captioner'].values(), []))) == 7
     for split in ('valid', 'gtzan', 'gtzan_shifted'):
         loss, n = metrics['loss'][split], metrics['n'][split]
         assert {*names, 'today', 'hears nothing', *(f'{b}, sound of another clip' for b in names)} == set(loss) and all(v['n'] == n and v['low'] <= v['value'] <= v['high'] for v in loss.values())
         for pair, d in metrics['loss_differences'][split].items():
             a, b = pair.split(' − ')
-            assert d['value'] == pytest.approx(loss[a]['value'] - loss[b]['value'])
+            both = list(zip(loss[a]['each'], loss[b]['each']))
+            assert d['each'] == pytest.approx([x - y for x, y in both]) and d['value'] == pytest.approx(sum(d['each'])/len(both)) and d['low'] <= d['value'] <= d['high']
+            assert (d['weights'] > 0) == (len(both) > 1) # the spread over first weights is in the interval, where there is one
     assert metrics['loss']['gtzan']['cross']['value'] == pytest.approx(metrics['loss']['gtzan']['hears nothing']['value'], abs=.5) # it has hardly learned, and began as GPT-2
     for split in ('gtzan', 'gtzan_shifted'): assert set(metrics['captions'][split]) == {*names, 'today', 'tag template', 'most common caption', 'shuffled pairs'}
-    assert set(metrics['long']) == {*names, 'today'} and metrics['n']['long'] == 40 and all(v > 0 for v in metrics['seconds_a_step'].values())
+    same = {(n, when): v for n, of in metrics['alike'].items() for when, v in of.items()}
+    assert all(-1 <= v['cosine'] <= 1 and 0 < v['shared'] <= 1.001 for v in same.values()) and same['prefix', 'at the start']['shared'] < .3 # its vectors begin apart
+    assert set(metrics['why']) == {'prefix', 'resampler', 'one layer', 'three layers', 'columns think first', 'queries start apart', 'prefix without changes'} and metrics['why']['resampler'] == min(metrics['tried']['resampler'].values())
+    assert set(metrics['long']) == {*names, 'today'} and metrics['n']['long'] == metrics['n']['said'] == 40 and all(v > 0 for v in metrics['seconds_a_step'].values())
 
 
 def test_a_device_is_checked_and_a_plan_rests_on_it(home):
