@@ -417,7 +417,8 @@ def _told(music, n):
     if isinstance(music, Corpus): return list(music.features[:n]), music.table.description[:n].tolist(), music.table.id[:n].tolist(), None
     texts = music.table['texts']
     told = [(i, several[k]) for k in range(max(map(len, texts))) for i, several in enumerate(texts) if k < len(several)][:n]
-    return _Chosen(music.features, [i for i, _ in told]), [text for _, text in told], [music.table['id'].iloc[i] for i, _ in told], [int(music.frames[i]) for i, _ in told]
+    places, ids, frames = [i for i, _ in told], music.table['id'].tolist(), music.frames.tolist()
+    return _Chosen(music.features, places), [text for _, text in told], [ids[i] for i in places], [frames[i] for i in places]
 
 @patch
 def pairs(self: Lab, split: str, n: int | None = None) -> Pairs:

@@ -270,11 +270,14 @@ class Sharded:
     "A run of clips of shards, read as a corpus is."
     def __init__(self, shards: Shards, first: int, last: int):
         self.shards, self.first, self.n, self.shape, self.config = shards, first, last - first, shards.shape, shards.config
+        self.known = None
         self.folder = Path(f"shards-{shards.index['hash']}-{first}-{last}")              # where nothing is: a name, for the keys of stages
         self.manifest = {k: shards.index[k] for k in ('name', 'hash', 'clips', 'failed')} | dict(first=first, last=last)
 
     def __len__(self) -> int: return self.n
     def clip(self, i: int) -> dict: return self.shards.clip(self.first + i)
+
+    @lru_cache(maxsize=2) # asked for at every batch
     def order(self, seed: int, epoch: int) -> np.ndarray:
         line = self.shards.order(seed, epoch) - self.first
         return line[(line >= 0) & (line < self.n)]
@@ -287,9 +290,11 @@ def features(self: Sharded): # (clips, frames, mels), read when they are asked f
 
 @patch(as_prop=True)
 def table(self: Sharded) -> pd.DataFrame:
-    "A row for each clip, with its description."
-    rows = self.shards.table.iloc[self.first:self.first + self.n].reset_index(drop=True)
-    return rows.assign(description=rows['text'], texts=[[t] for t in rows['text']])
+    "A row for each clip, with its description; kept once made."
+    if self.known is None:
+        rows = self.shards.table.iloc[self.first:self.first + self.n].reset_index(drop=True)
+        self.known = rows.assign(description=rows['text'], texts=[[t] for t in rows['text']])
+    return self.known
 
 @patch(as_prop=True)
 def frames(self: Sharded) -> np.ndarray: # (clips,)

@@ -198,6 +198,7 @@ def test_shards_are_learned_from_as_they_lie(disk, home, one_thread, tmp_path):
     batch = learn.batch([0, 7], np.random.default_rng(0))
     assert batch['id'] == [parts['train'][0], parts['train'][7]] and batch['logmel'].shape[1] == lab.crop_frames()
     assert valid.batch([0, 1, 2], None)['frame_mask'].sum(1).tolist() == valid.frames and min(valid.frames) < 301
+    assert learn.clips.order(1, 0) is learn.clips.order(1, 0) and lab.corpus('train').table is lab.corpus('train').table # millions are put in order, and listed, once
     folder = lab.captioner(54)
     assert (folder/'model.safetensors').exists() and len(lab.captions('valid', 54)) == 3
     assert lab.used()['train']['clips'] == 60
