@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
-           'shared_path', 'set_seed', 'best_device', 'cores', 'bf16_pays', 'OutOfMemory', 'is_out_of_memory',
-           'in_parts', 'quiet', 'progress', 'atomic_write', 'write_json', 'read_json', 'config_hash', 'code_hash',
-           'launched', 'is_main', 'all_processes', 'agreed', 'by_one', 'need_all', 'stage', 'save_by_main',
-           'shipped_path', 'model_path', 'versions', 'Record', 'save_record', 'load_records', 'plot_style']
+           'shared_path', 'set_seed', 'best_device', 'cores', 'bf16_is_faster', 'OutOfMemory', 'is_out_of_memory',
+           'halve_on_oom', 'quiet', 'progress', 'atomic_write', 'write_json', 'read_json', 'config_hash', 'code_hash',
+           'world_size', 'is_main', 'all_processes', 'from_main_process', 'one_process_at_a_time', 'need_all_processes',
+           'cached_folder', 'save_on_main_process', 'shipped_path', 'model_path', 'versions', 'Record', 'save_record',
+           'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import ast, hashlib, json, math, os, platform, random, shutil, sys, time, warnings
@@ -94,7 +95,7 @@ def _matmul_seconds(dtype, device, size=768, repeats=8):
     return best
 
 @lru_cache
-def bf16_pays(device: str | None = None  # torch device name; the best one by default
+def bf16_is_faster(device: str | None = None  # torch device name; the best one by default
              ) -> bool:
     "Whether a bfloat16 matrix product is at least 1.5 times as fast as float32 on this machine."
     device = device or str(best_device())
@@ -111,7 +112,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 # %% ../nbs/00_core.ipynb #0892368e
-def in_parts(work: Callable,    # some rows -> their result
+def halve_on_oom(work: Callable,    # some rows -> their result
              rows,              # whatever has a length and can be sliced
              what: str = 'rows' # what they are, for messages
             ) -> list:          # one result, or those of the parts, in order
@@ -124,7 +125,7 @@ def in_parts(work: Callable,    # some rows -> their result
     clear_device_cache(garbage_collection=True)
     warnings.warn(f'the memory is too small for {len(rows)} {what} at a time: they are taken in halves; a smaller batch_size saves the attempts', stacklevel=2)
     half = len(rows)//2
-    return in_parts(work, rows[:half], what) + in_parts(work, rows[half:], what)
+    return halve_on_oom(work, rows[:half], what) + halve_on_oom(work, rows[half:], what)
 
 # %% ../nbs/00_core.ipynb #aefdba21
 def quiet() -> bool:
@@ -184,11 +185,11 @@ def code_hash(*modules: str # names of modules of this package
     "A short hash of what some modules do: comments and layout do not count, the facts file does where `knowledge` is asked for."
     origins = [Path(find_spec(f'logocentric.{m}').origin) for m in modules]
     parts = [ast.dump(ast.parse(p.read_text(encoding='utf-8'))) for p in origins]
-    if 'knowledge' in modules: parts += [p.read_text(encoding='utf-8') for p in sorted(origins[0].parent.glob('assets/*.toml'))]
+    if 'reasoner.knowledge' in modules: parts += [p.read_text(encoding='utf-8') for p in sorted(Path(find_spec('logocentric').origin).parent.glob('assets/*.toml'))]
     return hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]
 
 # %% ../nbs/00_core.ipynb #8201f8bf
-def launched() -> int:
+def world_size() -> int:
     "How many processes run this program side by side: 1, unless a launcher started more."
     return int(os.environ.get('WORLD_SIZE', 1))
 
@@ -201,14 +202,14 @@ def all_processes():
     from accelerate import PartialState   # here, for it is slow to import
     from accelerate.utils import parse_flag_from_env
     everyone = PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU') or best_device().type == 'cpu')
-    if everyone.num_processes != launched(): raise LogocentricError(f'{launched()} processes were launched, and accelerate sees {everyone.num_processes}: start them by `accelerate launch` or `torchrun`, before anything of accelerate is used')
+    if everyone.num_processes != world_size(): raise LogocentricError(f'{world_size()} processes were launched, and accelerate sees {everyone.num_processes}: start them by `accelerate launch` or `torchrun`, before anything of accelerate is used')
     return everyone
 
 # %% ../nbs/00_core.ipynb #eae83d3e
-def agreed(look: Callable # asked in the main process only
+def from_main_process(look: Callable # asked in the main process only
           ):
     "What the main process finds, in all processes."
-    if launched() == 1: return look()
+    if world_size() == 1: return look()
     from accelerate.utils import broadcast_object_list
     found, = broadcast_object_list([look() if all_processes().is_main_process else None])
     return found
@@ -217,7 +218,7 @@ def agreed(look: Callable # asked in the main process only
 _MADE_ALONE = []
 
 @contextmanager
-def by_one(lock: str | Path, # the file at whose door all but one wait; its folder is made
+def one_process_at_a_time(lock: str | Path, # the file at whose door all but one wait; its folder is made
            what: str         # what is made, for messages
           ):
     "Let one process work at a time: whoever comes later waits, and should then look whether the work is done."
@@ -227,12 +228,12 @@ def by_one(lock: str | Path, # the file at whose door all but one wait; its fold
         try: yield
         finally: _MADE_ALONE.pop()
 
-def need_all(what: str # what needs all processes
+def need_all_processes(what: str # what needs all processes
             ) -> None:
     "Raise an error where the others wait for this one, instead of waiting for them for ever."
-    if launched() > 1 and _MADE_ALONE:
-        raise LogocentricError(f'{what} needs all {launched()} processes, but the stage {_MADE_ALONE[-1]!r} is made by one while the others wait for it: '
-                               'mark it `stage(..., together=True)`')
+    if world_size() > 1 and _MADE_ALONE:
+        raise LogocentricError(f'{what} needs all {world_size()} processes, but the stage {_MADE_ALONE[-1]!r} is made by one while the others wait for it: '
+                               'mark it `cached_folder(..., together=True)`')
 
 # %% ../nbs/00_core.ipynb #e4b9d361
 def _finish(folder, name, config, make): # `done.json` last
@@ -240,7 +241,7 @@ def _finish(folder, name, config, make): # `done.json` last
     info = make(folder) or {}
     write_json(folder/'done.json', dict(name=name, config=config, seconds=round(time.time() - start, 2), info=info))
 
-def stage(name: str,                             # folder under `data/cache/`
+def cached_folder(name: str,                             # folder under `data/cache/`
           config: dict,                          # all that the result depends on
           make: Callable[[Path], dict | None],   # fills the folder; what it returns is kept in `done.json`
           together: bool = False,                # by all processes of a launch, as training is, see below
@@ -248,9 +249,9 @@ def stage(name: str,                             # folder under `data/cache/`
     "The folder of a finished stage, made now if it is not there yet."
     folder = cache_path(name, config_hash(config))
     done = (folder/'done.json').exists()
-    if together and launched() > 1 and not (done and _MADE_ALONE): return _stage_together(folder, name, config, make)
+    if together and world_size() > 1 and not (done and _MADE_ALONE): return _stage_together(folder, name, config, make)
     if done: return folder
-    with by_one(folder/'lock', name):
+    with one_process_at_a_time(folder/'lock', name):
         if not (folder/'done.json').exists(): _finish(folder, name, config, make)
     return folder
 
@@ -258,11 +259,11 @@ def stage(name: str,                             # folder under `data/cache/`
 _PATIENCE = 60 # seconds for which the main process waits at a door
 
 def _stage_together(folder, name, config, make):
-    need_all(f'the stage {name!r}')
+    need_all_processes(f'the stage {name!r}')
     folder.mkdir(parents=True, exist_ok=True)
     lock, everyone = FileLock(folder/'lock'), all_processes()
     try:
-        found = agreed(lambda: _look(lock, folder))
+        found = from_main_process(lambda: _look(lock, folder))
         if found == 'held': raise LogocentricError(f'another run is making the stage {name!r} in {folder}: let it end, or end it, and start this one again')
         if found == 'open' and is_main(): _finish(folder, name, config, make)
         elif found == 'open': _without_trace(make, cache_path('scratch', f'{folder.name}-{everyone.process_index}'))
@@ -289,7 +290,7 @@ def _visible(folder, name, patience=60): # seconds: a network disk shows a new f
     return folder
 
 # %% ../nbs/00_core.ipynb #060f6622
-def save_by_main(folder: Path, # of a stage
+def save_on_main_process(folder: Path, # of a stage
                  *parts        # models, tokenizers: what has `save_pretrained`
                 ) -> None:
     "Save in a folder; of several processes only the main one does."

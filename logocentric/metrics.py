@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accuracy', 'chance_level', 'majority_level', 'macro_f1', 'wilson_interval', 'Score', 'score', 'with_interval',
            'bootstrap_interval', 'bootstrap_score', 'mcnemar', 'holm', 'pairwise', 'rank', 'calibration_bins',
-           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'Tagging',
+           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'TaggingScores',
            'mean_average_precision', 'tagging', 'mean_auc', 'd_prime', 'confusion', 'plot_confusion']
 
 # %% ../nbs/01_metrics.ipynb #b1b7b9a4
@@ -187,7 +187,7 @@ def calibration_error(y: Sequence,          # true labels
 
 # %% ../nbs/01_metrics.ipynb #c212fbb9
 def distance_score(stat: Callable,     # columns to a distance, 0 or more
-                   lucky: Callable,    # random generator to such columns where the true distance is 0
+                   sample_null: Callable,    # random generator to such columns where the true distance is 0
                    *columns: Sequence, # (clips, …) each
                    level: float = .95, # how often such an interval holds the truth
                    seed: int = 0,      # of the resampling
@@ -197,7 +197,7 @@ def distance_score(stat: Callable,     # columns to a distance, 0 or more
     rows, of_rows = _rows_of(stat, columns)
     value, rng = float(of_rows(rows)), np.random.default_rng(seed)
     low, high = bootstrap_interval(rows, of_rows, level, seed, n, method='basic')
-    beyond_luck = value > np.quantile([stat(*lucky(rng)) for _ in range(n)], level)
+    beyond_luck = value > np.quantile([stat(*sample_null(rng)) for _ in range(n)], level)
     return Score(value, min(max(low, 0.), value) if beyond_luck else 0., max(high, value), len(rows))
 
 def calibration_score(y: Sequence,          # true labels
@@ -208,8 +208,8 @@ def calibration_score(y: Sequence,          # true labels
                      ) -> Score:
     "`calibration_error` with an interval, which begins at 0 if a calibrated reader could show as much."
     right, confidence = (np.asarray(p) == np.asarray(y)).astype(float), np.asarray(confidence, float)
-    lucky = lambda rng: ((rng.random(len(right)) < confidence).astype(float), confidence)
-    return distance_score(lambda r, c: _gap(r, c, n_bins), lucky, right, confidence, **settings)
+    sample_null = lambda rng: ((rng.random(len(right)) < confidence).astype(float), confidence)
+    return distance_score(lambda r, c: _gap(r, c, n_bins), sample_null, right, confidence, **settings)
 
 # %% ../nbs/01_metrics.ipynb #163cd125
 def plot_reliability(ax,                   # matplotlib axes to draw on
@@ -229,11 +229,11 @@ def plot_reliability(ax,                   # matplotlib axes to draw on
 
 # %% ../nbs/01_metrics.ipynb #2ccf5b2f
 @dataclass(frozen=True, repr=False)
-class Tagging:
+class TaggingScores:
     "Mean average precision, and what it is the mean of."
     score: Score        # mAP with a bootstrap interval over clips
     table: pd.DataFrame # a row a label: positives, chance, average_precision and its interval, low to high (nan without positives)
-    drawn: np.ndarray   # (n,) mAP of each resample
+    resampled: np.ndarray   # (n,) mAP of each resample
 
     @property
     def left_out(self) -> list[str]:
@@ -264,9 +264,9 @@ def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
 def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean; and that mean in each resample
     stat = lambda rows: np.nan_to_num(_precisions(y[rows], scores[rows]), nan=-1)     # SciPy has no place for what cannot be asked
     found = stats.bootstrap((np.arange(len(y)),), stat, vectorized=False, n_resamples=n, method='percentile', rng=np.random.default_rng(seed))
-    drawn, ends, has = found.bootstrap_distribution, np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
-    ends[:, has] = np.nanquantile(np.where(drawn < 0, np.nan, drawn)[has], (.025, .975), axis=1)
-    return ends, drawn[-1]
+    resampled, ends, has = found.bootstrap_distribution, np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
+    ends[:, has] = np.nanquantile(np.where(resampled < 0, np.nan, resampled)[has], (.025, .975), axis=1)
+    return ends, resampled[-1]
 
 # %% ../nbs/01_metrics.ipynb #d5c594ce
 def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
@@ -274,24 +274,24 @@ def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
             labels: Sequence[str], # names of the columns
             n: int = 200,          # resamples
             seed: int = 0          # of the resampling
-           ) -> Tagging:
+           ) -> TaggingScores:
     "Average precision of each label, and their mean over labels that have clips."
     y, scores = np.asarray(y).astype(bool), np.asarray(scores)
     if not y.shape == scores.shape == (len(y), len(labels)):
         raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
     if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
-    (*each, mean), ((low, high), drawn) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
+    (*each, mean), ((low, high), resampled) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
     columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=each, low=low[:-1], high=high[:-1])
-    return Tagging(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')), drawn)
+    return TaggingScores(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')), resampled)
 
 # %% ../nbs/01_metrics.ipynb #29ca8db7
 @patch
-def against(self: Tagging, other: Tagging, # of the same clips, resamples and seed
+def compared_with(self: TaggingScores, other: TaggingScores, # of the same clips, resamples and seed
             by: Callable = np.subtract     # of two mAPs; `np.divide` for a ratio
            ) -> Score:
     "What separates two mAPs, with an interval over clips, paired."
-    if self.score.n != other.score.n or len(self.drawn) != len(other.drawn): raise LogocentricError(f'{self.score.n} clips with {len(self.drawn)} resamples against {other.score.n} with {len(other.drawn)}: compare systems on the same clips')
-    return Score(float(by(self.score.value, other.score.value)), *map(float, np.quantile(by(self.drawn, other.drawn), (.025, .975))), self.score.n)
+    if self.score.n != other.score.n or len(self.resampled) != len(other.resampled): raise LogocentricError(f'{self.score.n} clips with {len(self.resampled)} resamples against {other.score.n} with {len(other.resampled)}: compare systems on the same clips')
+    return Score(float(by(self.score.value, other.score.value)), *map(float, np.quantile(by(self.resampled, other.resampled), (.025, .975))), self.score.n)
 
 # %% ../nbs/01_metrics.ipynb #ca9ed2fe
 def mean_auc(y: np.ndarray,     # (clips, labels) of 0 and 1

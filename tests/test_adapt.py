@@ -4,15 +4,16 @@ from copy import deepcopy
 import numpy as np, pytest, torch, torch.nn.functional as F
 from peft import PeftModel
 from transformers import GPT2LMHeadModel
-from logocentric.adapt import (ADAPTATIONS, Pull, Rehearsal, TextLoss, adapt, adapter_state, base_weights, footprint, forgetting, load_adapter, merge, perplexity, read_windows, rehearse,
-                               save_adapter, switched_off)
-from logocentric.captioner import Captioner, Pairs, gpt2_config, tokenise
+from logocentric.captioner.adapt import (ADAPTATIONS, L2SP, Rehearsal, TextLoss, adapt, adapter_state, base_weights,
+                                         footprint, forgetting, load_adapter, merge, perplexity, token_windows,
+                                         rehearse, save_adapter, switched_off)
+from logocentric.captioner.model import Captioner, Pairs, gpt2_config, tokenise
 from logocentric.core import LogocentricError, load_records, set_seed
-from logocentric.experiments import run_experiment
-from logocentric.knowledge import train_tokenizer
-from logocentric.mae import MAEConfig, MAEEncoder
-from logocentric.reasoner import Reasoner
-from logocentric.shards import LazyPairs
+from logocentric.pipeline.experiments import run_experiment
+from logocentric.reasoner.knowledge import train_tokenizer
+from logocentric.encoder.mae import MAEConfig, MAEEncoder
+from logocentric.reasoner.model import Reasoner
+from logocentric.data.shards import LazyPairs
 from logocentric.training import TrainConfig, evaluate, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -32,8 +33,8 @@ def language(seed=0):
 def pairs(n=24, seed=0):
     rng = np.random.default_rng(seed)
     kinds = rng.integers(3, size=n)
-    columns = np.random.default_rng(9).normal(size=(3, 1, 32))[kinds] + rng.normal(0, .3, (n, 4, 32))
-    return Pairs(columns.astype(np.float32), [NEW[k] for k in kinds], TOKENIZER, what='columns')
+    embeddings = np.random.default_rng(9).normal(size=(3, 1, 32))[kinds] + rng.normal(0, .3, (n, 4, 32))
+    return Pairs(embeddings.astype(np.float32), [NEW[k] for k in kinds], TOKENIZER, what='columns')
 
 
 def captioner(seed=0, base=0, ear=0, **settings):
@@ -44,7 +45,7 @@ def captioner(seed=0, base=0, ear=0, **settings):
     model = Captioner.from_parts(encoder, decoder, TOKENIZER, prefix_length=3, **settings)
     model.encoder.requires_grad_(False)
     data = pairs()
-    return model.calibrate([model.recall(torch.from_numpy(data.logmels))], data.texts)
+    return model.calibrate([model.features_of(torch.from_numpy(data.logmels))], data.texts)
 
 
 def teach(model, data=None, loss_fn=None, steps=6, **changes):
@@ -56,7 +57,7 @@ def teach(model, data=None, loss_fn=None, steps=6, **changes):
 @torch.no_grad()
 def logits(model):
     data = pairs(5, 3)
-    return model.eval()(columns=torch.from_numpy(data.logmels), **tokenise(TOKENIZER, data.texts)).logits
+    return model.eval()(embeddings=torch.from_numpy(data.logmels), **tokenise(TOKENIZER, data.texts)).logits
 
 
 @torch.no_grad()
@@ -108,12 +109,12 @@ def test_merged_is_the_same_function_without_foreign_layers(taught):
 
 
 def test_a_saved_captioner_says_the_same_in_each_way(taught, tmp_path):
-    features = captioner().recall(torch.from_numpy(pairs(4, 5).logmels))
+    features = captioner().features_of(torch.from_numpy(pairs(4, 5).logmels))
     for way, model in taught.items():
         model.save_pretrained(tmp_path/way)
         again = Captioner.from_pretrained(tmp_path/way)
         torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
-        assert again.say(features, max_new_tokens=8) == model.say(features, max_new_tokens=8)
+        assert again.caption(features, max_new_tokens=8) == model.caption(features, max_new_tokens=8)
     assert any('lora_' in n for n, _ in taught['lora'].named_parameters())  # saving merged a copy
 
 
@@ -158,7 +159,7 @@ def test_wrong_wishes_are_refused():
                       (dict(way='lora', target_modules=['q_proj']), 'no adapter fits')):
         with pytest.raises(LogocentricError, match=why): adapt(captioner(), **wish)
     with pytest.raises(LogocentricError, match='has an adapter'): adapt(adapt(captioner(), 'lora'), 'prefix')
-    with pytest.raises(LogocentricError, match='stand still'): Pull(adapt(captioner(), 'lora'), 1.)
+    with pytest.raises(LogocentricError, match='stand still'): L2SP(adapt(captioner(), 'lora'), 1.)
     with pytest.raises(LogocentricError, match='no old texts'): Rehearsal(pairs(), [])
 
 
@@ -193,7 +194,7 @@ def test_rehearsal_remembers_and_a_pull_holds_back():
     forgot = {}
     for way, data, loss in (('full', None, None), ('rehearsed', Rehearsal(pairs(), OLD, .5), rehearse), ('pulled', None, 'pull')):
         model = adapt(captioner(), 'full')
-        teach(model, data, Pull(model, 30.) if loss == 'pull' else loss, steps=25)
+        teach(model, data, L2SP(model, 30.) if loss == 'pull' else loss, steps=25)
         forgot[way] = perplexity(model.decoder, TOKENIZER, OLD).nats, sum((p - language().state_dict()[k]).square().sum().item() for k, p in model.decoder.named_parameters())
     assert forgot['rehearsed'][0] < forgot['full'][0] - .5
     assert forgot['pulled'][1] < forgot['full'][1]/2
@@ -233,10 +234,10 @@ def test_the_terms_of_the_remedies_are_what_they_say():
     mine = F.cross_entropy(model.decoder(old['input_ids'], attention_mask=old['attention_mask']).logits[:, :-1].flatten(0, 1), old['labels'][:, 1:].flatten(), ignore_index=-100)
     torch.testing.assert_close(rehearse(model, batch()), model(**new).loss + mine)
     torch.testing.assert_close(rehearse(model, dict(new)), model(**new).loss)
-    pull = Pull(model, 3.)
+    pull = L2SP(model, 3.)
     with torch.no_grad(): model.decoder.transformer.wpe.weight[0, 0] += 2
     torch.testing.assert_close(pull(model, dict(new)), model(**new).loss)  # validation compares captions
-    plain = Pull(model, 0.)
+    plain = L2SP(model, 0.)
     for m in (pull, plain): model.train(); torch.manual_seed(0); m.found = m(model, dict(new))
     torch.testing.assert_close(pull.found - plain.found, torch.tensor(6.), rtol=1e-4, atol=1e-4)
 
@@ -246,7 +247,7 @@ def test_the_terms_of_the_remedies_are_what_they_say():
 def test_windows_count_each_token_once():
     for n in range(1, 40):
         for size, stride in ((8, 4), (8, 7), (8, 1), (5, 3), (2, 1)):
-            found = read_windows(n, size, stride)
+            found = token_windows(n, size, stride)
             assert [i for _, stop, first in found for i in range(first, stop)] == list(range(1, n))
             assert all(stop - start <= size and start < first for start, stop, first in found if first < stop)
             assert all(first - start >= size - stride for start, stop, first in found[1:])
@@ -276,7 +277,7 @@ def test_a_long_text_is_read_with_context():
         found = perplexity(model, TOKENIZER, [text], **settings).tally[0]
         size = settings.get('window', window)
         hand = 0.
-        for start, stop, first in read_windows(len(ids), size, settings.get('stride', size//2)):
+        for start, stop, first in token_windows(len(ids), size, settings.get('stride', size//2)):
             logp = model(ids[None, start:stop]).logits[0].log_softmax(-1)
             hand -= sum(logp[i - start - 1, ids[i]].item() for i in range(first, stop))
         assert found[0] == pytest.approx(hand, rel=1e-4) and found[1] == len(ids) - 1

@@ -2,12 +2,14 @@
 import numpy as np, pytest, torch, torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from logocentric.bridges import BRIDGES, bridge, bridge_size, join_mask, make_bridge, sized, split_mask
-from logocentric.captioner import Captioner, CaptionerConfig, Pairs, caption, describe, draw_captions, gpt2_config, hear_clips, tokenise
+from logocentric.captioner.bridges import (BRIDGES, bridge, bridge_size, join_mask, make_bridge, sizes_for_budget,
+                                           split_mask)
+from logocentric.captioner.model import (Captioner, CaptionerConfig, Pairs, caption_clips, describe, sample_captions,
+                                         gpt2_config, encode_clips, tokenise)
 from logocentric.core import LogocentricError, set_seed, shipped_path
-from logocentric.frontend import FrontendConfig, LengthPolicy
-from logocentric.mae import MAEConfig
-from logocentric.tagging import SigmoidTagger, TagVocabulary, next_tag, score_tags
+from logocentric.audio.frontend import FrontendConfig, LengthPolicy
+from logocentric.encoder.mae import MAEConfig
+from logocentric.reasoner.tagging import SigmoidTagger, TagVocabulary, next_tag, score_tags
 from logocentric.training import TrainConfig, train
 from test_captioner import TEN, naive
 
@@ -57,7 +59,7 @@ def test_beams_are_those_of_an_exhaustive_search(tokenizer, name):
     ids = torch.cat([torch.full((len(ids), 1), tokenizer.bos_token_id), ids], 1)
     found = model.generate(x, num_beams=100, max_new_tokens=n, min_new_tokens=n)
     for picture, beam in zip(x, found):
-        audio = model.prefix(model.hear(picture[None])).repeat_interleave(len(ids), 0)
+        audio = model.prefix(model.encode(picture[None])).repeat_interleave(len(ids), 0)
         with torch.no_grad(): full = model(ids, audio=audio).logits.log_softmax(-1)
         assert torch.equal(beam, ids[full[:, :-1].gather(2, ids[:, 1:, None]).sum((1, 2)).argmax()])
     assert torch.equal(model.generate(x, num_beams=3, **TEN), torch.cat([model.generate(p[None], num_beams=3, **TEN) for p in x]))
@@ -85,14 +87,14 @@ def test_unequal_lengths_in_a_batch_are_heard_as_alone(tokenizer, name):
         torch.testing.assert_close(together(batch), alone, atol=1e-4, rtol=1e-4)
         batch[mask] += 1.
         assert (together(batch) - alone).abs().max() > .01
-    assert model.say(model.hear(batch, mask), max_new_tokens=6) == [model.say(model.hear(s[None] + 1.), max_new_tokens=6)[0] for s in sounds]
+    assert model.caption(model.encode(batch, mask), max_new_tokens=6) == [model.caption(model.encode(s[None] + 1.), max_new_tokens=6)[0] for s in sounds]
 
 @every
 def test_columns_given_before_are_as_good(tokenizer, name):
     model, x, text = build(tokenizer, name), pictures(3), tokenise(tokenizer, ['a hum', 'quick clicks', 'noise'])
-    with torch.no_grad(): losses = [model(**text, **how).loss for how in (dict(logmel=x), dict(columns=model.columns(x)[0]), dict(features=model.hear(x)), dict(audio=model.prefix(model.hear(x))))]
+    with torch.no_grad(): losses = [model(**text, **how).loss for how in (dict(logmel=x), dict(embeddings=model.embeddings(x)[0]), dict(features=model.encode(x)), dict(audio=model.prefix(model.encode(x))))]
     for loss in losses[1:]: torch.testing.assert_close(loss, losses[0])
-    assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.06) # perhaps in bfloat16
+    assert torch.allclose(torch.cat(list(encode_clips(model, x.numpy(), batch_size=2))), model.encode(x), atol=.06) # perhaps in bfloat16
 
 @pytest.mark.parametrize('name', ['resampler', 'cross'])
 def test_columns_of_any_number(name):
@@ -101,13 +103,13 @@ def test_columns_of_any_number(name):
     made = make_bridge(name, 20, gpt2, length=5, width=16, hidden=24)
     for t in (1, 7, 3000):
         audio = made(join_mask(torch.randn(2, t, 20), torch.ones(2, t, dtype=torch.bool)))
-        assert made.vectors(audio).shape == (2, 5 if name == 'resampler' else 0, 32) and made.summary(audio).flatten(1).shape == (2, made.told) and audio.isfinite().all()
+        assert made.vectors(audio).shape == (2, 5 if name == 'resampler' else 0, 32) and made.summary(audio).flatten(1).shape == (2, made.summary_size) and audio.isfinite().all()
         if name == 'resampler': assert audio.shape == (2, 5, 32)
 
 def test_the_resampler_knows_when(tokenizer):
     model, x = build(tokenizer, 'resampler'), pictures(1)
-    columns = model.columns(x)[0]
-    with torch.no_grad(): forth, back = (model.prefix(model.recall(c)) for c in (columns, columns.flip(1)))
+    embeddings = model.embeddings(x)[0]
+    with torch.no_grad(): forth, back = (model.prefix(model.features_of(c)) for c in (embeddings, embeddings.flip(1)))
     assert (forth - back).abs().max() > .01
 
 @every
@@ -134,9 +136,9 @@ def test_gradient_reaches_ear_and_voice(tokenizer, name):
 @every
 def test_words_have_evidence_from_each_bridge(tokenizer, name):
     fresh, x = new(tokenizer, name), pictures(2)
-    assert fresh.evidence(fresh.prefix(fresh.hear(x))).abs().max() < 1e-5
+    assert fresh.evidence(fresh.prefix(fresh.encode(x))).abs().max() < 1e-5
     model = build(tokenizer, name)
-    a = model.evidence(model.prefix(model.hear(x)))
+    a = model.evidence(model.prefix(model.encode(x)))
     assert a.shape == (2, len(tokenizer)) and (a[0] - a[1]).abs().max() > .01 and a[:, tokenizer.eos_token_id].abs().max() == 0
 
 @every
@@ -145,10 +147,10 @@ def test_a_share_of_the_batch_speaks_over_each_bridge(tokenizer, name):
     for m in model.modules():
         if isinstance(m, torch.nn.Dropout): m.p = 0.
     x, batch = pictures(4), tokenise(tokenizer, texts)
-    audio = model.prefix(model.hear(x))
+    audio = model.prefix(model.encode(x))
     occurs = torch.zeros(4, len(tokenizer))
     for row, ids in zip(occurs, tokenizer(texts).input_ids): row[[*ids, tokenizer.bos_token_id]] = 1.
-    unordered = F.binary_cross_entropy_with_logits(model.named(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
+    unordered = F.binary_cross_entropy_with_logits(model.word_logits(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
     spoken = model(logmel=x[:2], **{k: v[:2] for k, v in batch.items()}).loss
     torch.testing.assert_close(model.train()(logmel=x, **batch).loss, spoken + 2*unordered)
 
@@ -159,7 +161,7 @@ def test_one_folder_holds_each_bridge(tokenizer, tmp_path, name):
     again = Captioner.from_pretrained(tmp_path)
     assert again.config.bridge == name and again.config.bridge_sizes == SIZES[name] and type(again.prefix) is BRIDGES[name]
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
-    assert torch.equal(again.generate(x), model.generate(x)) and again.novelty(again.hear(x)) == model.novelty(model.hear(x))
+    assert torch.equal(again.generate(x), model.generate(x)) and again.novelty(again.encode(x)) == model.novelty(model.encode(x))
 
 def test_a_checkpoint_from_before_there_were_names_is_a_prefix():
     model = Captioner.from_pretrained(shipped_path('captioner'))
@@ -192,10 +194,10 @@ def test_gpt2_looks_at_the_sound_only_while_it_is_told_to(tokenizer):
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         alone = model.decoder(ids).logits
-        with model.prefix.attending(model.decoder.transformer, model.prefix(model.hear(pictures(1)))): heard = model.decoder(ids).logits
+        with model.prefix.attending(model.decoder.transformer, model.prefix(model.encode(pictures(1)))): heard = model.decoder(ids).logits
         assert (alone - heard).abs().max() > .01 and torch.equal(model.decoder(ids).logits, alone)
         with pytest.raises(RuntimeError, match='on the way'):
-            with model.prefix.attending(model.decoder.transformer, model.prefix(model.hear(pictures(1)))): raise RuntimeError('on the way')
+            with model.prefix.attending(model.decoder.transformer, model.prefix(model.encode(pictures(1)))): raise RuntimeError('on the way')
         assert torch.equal(model.decoder(ids).logits, alone)
 
 @every
@@ -210,7 +212,7 @@ def test_in_bfloat16(tokenizer, name):
     with torch.autocast('cpu', torch.bfloat16): model(logmel=x, **text).loss.backward()
     assert all(p.grad.isfinite().all() for p in model.prefix.parameters())
     whole = model.bfloat16().eval()
-    assert whole.generate(audio=whole.prefix(whole.hear(x).bfloat16()), **TEN).shape == (2, 11)
+    assert whole.generate(audio=whole.prefix(whole.encode(x).bfloat16()), **TEN).shape == (2, 11)
 
 @every
 def test_learns_to_tell_sounds_apart(tokenizer, name):
@@ -218,11 +220,11 @@ def test_learns_to_tell_sounds_apart(tokenizer, name):
     x[1::2, ::8] += 9.
     model = new(tokenizer, name, word_weight=1.)
     model.encoder.requires_grad_(False)
-    with torch.no_grad(): columns = model.columns(x)[0].numpy()
-    pairs, config = Pairs(list(columns), texts, tokenizer, crop=(5, columns.shape[1]), what='columns'), TrainConfig(steps=80, batch_size=8, lr=5e-3)
+    with torch.no_grad(): embeddings = model.embeddings(x)[0].numpy()
+    pairs, config = Pairs(list(embeddings), texts, tokenizer, crop=(5, embeddings.shape[1]), what='columns'), TrainConfig(steps=80, batch_size=8, lr=5e-3)
     learned = train(model, pairs, config, param_groups=model.param_groups(config, encoder_rate=0.), progress=False)
     assert learned.rows[-1]['loss'] < .7*learned.rows[0]['loss']
-    assert [c.split()[0] for c in caption(model, hear_clips(model, x.numpy()), max_new_tokens=4)] == ['a', 'quick']*8
+    assert [c.split()[0] for c in caption_clips(model, encode_clips(model, x.numpy()), max_new_tokens=4)] == ['a', 'quick']*8
 
 def test_the_bridge_learns_at_its_own_rate_and_the_voice_at_another(tokenizer):
     model = build(tokenizer, 'cross')
@@ -234,17 +236,17 @@ def test_the_bridge_learns_at_its_own_rate_and_the_voice_at_another(tokenizer):
 def test_calibration_measures_columns_and_not_padding(tokenizer, name):
     model, x = new(tokenizer, name), pictures(32, seed=3)
     model.calibrate(x.split(8), ['a calm'])
-    seen = model.prefix.observations(model.hear(x))
+    seen = model.prefix.observations(model.encode(x))
     z = (seen - model.prefix.mean)/model.prefix.std
     torch.testing.assert_close(z.mean(0), torch.zeros_like(z[0]), atol=1e-3, rtol=0.)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones_like(z[0]), atol=2e-2, rtol=0.)
     constants = model.prefix.std.clone()
-    assert torch.equal(model.calibrate([model.hear(b) for b in x.split(8)], ['a calm']).prefix.std, constants)
+    assert torch.equal(model.calibrate([model.encode(b) for b in x.split(8)], ['a calm']).prefix.std, constants)
     if name != 'prefix':
-        padded = F.pad(model.hear(x), (0, 0, 0, 9))
+        padded = F.pad(model.encode(x), (0, 0, 0, 9))
         padded[:, -9:, :-1] = 99.
         torch.testing.assert_close(model.calibrate([padded], ['a calm']).prefix.std, constants)
-        torch.testing.assert_close(model.embedding(padded), model.embedding(model.hear(x)))
+        torch.testing.assert_close(model.clip_embedding(padded), model.clip_embedding(model.encode(x)))
 
 @every
 def test_describes_a_recording_of_many_windows(tokenizer, name):
@@ -259,17 +261,17 @@ def test_describes_a_recording_of_many_windows(tokenizer, name):
 
 def test_the_whole_of_a_recording_is_all_of_its_columns(tokenizer):
     model = build(tokenizer, 'resampler')
-    heard = model.hear(*model.length.batch([p[:n] for p, n in zip(pictures(2), (200, 40))]))
+    heard = model.encode(*model.length.batch([p[:n] for p, n in zip(pictures(2), (200, 40))]))
     whole, real = split_mask(model.prefix.whole(heard, None, model.length))
-    columns, mask = split_mask(heard)
-    assert real.all() and torch.equal(whole[0], torch.cat([c[m] for c, m in zip(columns, mask)])) and whole.shape[1] < columns.shape[1]*2
+    embeddings, mask = split_mask(heard)
+    assert real.all() and torch.equal(whole[0], torch.cat([c[m] for c, m in zip(embeddings, mask)])) and whole.shape[1] < embeddings.shape[1]*2
 
 @every
 def test_draws_and_searches(tokenizer, name):
     model, x = build(tokenizer, name), pictures(3)
-    heard = list(hear_clips(model, x.numpy()))
-    drawn = draw_captions(model, heard, n=4, max_new_tokens=6)
-    assert drawn == draw_captions(model, heard, n=4, max_new_tokens=6) and [len(d) for d in drawn] == [4]*3
+    heard = list(encode_clips(model, x.numpy()))
+    drawn = sample_captions(model, heard, n=4, max_new_tokens=6)
+    assert drawn == sample_captions(model, heard, n=4, max_new_tokens=6) and [len(d) for d in drawn] == [4]*3
     ids, mask = torch.tensor([[15, 0, 1], [15, 15, 7]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
     both = model.generate(x[:2], input_ids=ids, attention_mask=mask, **TEN)
     assert torch.equal(both[1, -10:], model.generate(x[1:2], input_ids=ids[1:, 1:], **TEN)[0, -10:])
@@ -278,7 +280,7 @@ def test_draws_and_searches(tokenizer, name):
 @pytest.mark.parametrize('weight', [0., 20.])
 def test_tags_are_scored_exactly_over_each_bridge(tokenizer, name, weight):
     model = build(tokenizer, name, word_weight=weight)
-    tags, features = TagVocabulary(tokenizer, ['hum', 'deep hum', 'noise', 'quick clicks'], 'tag a'), model.hear(pictures(3)).detach()
+    tags, features = TagVocabulary(tokenizer, ['hum', 'deep hum', 'noise', 'quick clicks'], 'tag a'), model.encode(pictures(3)).detach()
     contexts, found = [(), (2,), (0, 3)], None
     found = next_tag(model, features, tags, contexts)
     for f, c, row in zip(features, contexts, found):
@@ -301,10 +303,10 @@ def test_a_classifier_beside_a_captioner_hears_pooled_features(tokenizer):
 @pytest.mark.parametrize('budget', [60_000, 1_000_000, 20_000_000])
 def test_budgets_are_kept(tokenizer, name, budget):
     gpt2 = GPT2Config(vocab_size=2000, n_embd=128, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0)
-    columns = 320 if budget < 100_000 else 960
-    gpt2 = gpt2 if columns == 960 else gpt2_config(tokenizer, n_embd=32, n_layer=2, n_head=2)
-    sizes = sized(name, budget, columns, gpt2, lags=(1, 2, 4))
-    assert abs(bridge_size(name, columns, gpt2, 8, (1, 2, 4), **sizes)/budget - 1) < .02
+    embeddings = 320 if budget < 100_000 else 960
+    gpt2 = gpt2 if embeddings == 960 else gpt2_config(tokenizer, n_embd=32, n_layer=2, n_head=2)
+    sizes = sizes_for_budget(name, budget, embeddings, gpt2, lags=(1, 2, 4))
+    assert abs(bridge_size(name, embeddings, gpt2, 8, (1, 2, 4), **sizes)/budget - 1) < .02
 
 @every
 def test_the_size_is_what_a_captioner_has_between_ear_and_voice(tokenizer, name):
@@ -315,9 +317,9 @@ def test_the_size_is_what_a_captioner_has_between_ear_and_voice(tokenizer, name)
 def test_a_budget_that_cannot_be_kept_says_so(tokenizer):
     gpt2 = gpt2_config(tokenizer, n_embd=128, n_layer=3, n_head=4)
     for name in NAMES:
-        with pytest.raises(LogocentricError, match='choose another budget'): sized(name, 5_000, 960, gpt2)
-    depth = sized('resampler', 1_000_000, 960, gpt2, depth=4)
-    assert depth['depth'] == 4 and depth['width'] < sized('resampler', 1_000_000, 960, gpt2)['width']
+        with pytest.raises(LogocentricError, match='choose another budget'): sizes_for_budget(name, 5_000, 960, gpt2)
+    depth = sizes_for_budget('resampler', 1_000_000, 960, gpt2, depth=4)
+    assert depth['depth'] == 4 and depth['width'] < sizes_for_budget('resampler', 1_000_000, 960, gpt2)['width']
 
 def test_what_is_not_there_is_refused(tokenizer):
     gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=2)
@@ -327,12 +329,12 @@ def test_what_is_not_there_is_refused(tokenizer):
     with pytest.raises(LogocentricError, match='unknown bridge'): Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer, bridge='tunnel')
 
 def test_a_bridge_of_ones_own_has_a_name(tokenizer):
-    from logocentric.bridges import Bridge
+    from logocentric.captioner.bridges import Bridge
     @bridge('last column')
     class Last(Bridge):
-        def __init__(self, columns, gpt2, length=1, lags=()):
-            super().__init__(columns, 1, gpt2.n_embd)
-            self.linear = torch.nn.Linear(columns, gpt2.n_embd)
+        def __init__(self, embeddings, gpt2, length=1, lags=()):
+            super().__init__(embeddings, 1, gpt2.n_embd)
+            self.linear = torch.nn.Linear(embeddings, gpt2.n_embd)
         def forward(self, heard): return self.linear(split_mask(heard)[0][:, -1:])
     try:
         model = Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer, bridge='last column').eval()

@@ -3,15 +3,19 @@ import math
 from itertools import combinations, permutations
 import numpy as np, pandas as pd, pytest, torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
-from logocentric import caption_metrics as cm, knowledge
-from logocentric.caption_metrics import (attribute_table, attribute_tally, attribute_values, bleu, bleu_of, bleu_tally, caption_table, caption_words,
-    cider_d, embedding_similarity, fewest_chunks, length_tally, longest_common, meteor, most_common_caption, novelty_tallies, readable, rouge_l,
-    shuffled_captions, tag_template, tally_difference, tally_score, vocabulary)
+from logocentric.captioner import caption_metrics as cm
+from logocentric.reasoner import knowledge
+from logocentric.captioner.caption_metrics import (attribute_table, attribute_tally, attribute_values, bleu, bleu_of,
+                                                   bleu_tally, caption_table, caption_words, cider_d,
+                                                   embedding_similarity, fewest_chunks, length_tally, longest_common,
+                                                   meteor, most_common_caption, novelty_tallies, readable, rouge_l,
+                                                   shuffled_captions, tag_template, tally_difference, tally_score,
+                                                   vocabulary)
 from logocentric.core import LogocentricError
-from logocentric.corpus import ATTRIBUTES, corpus_clip, describe_clip
+from logocentric.data.corpus import ATTRIBUTES, corpus_clip, describe_clip
 from logocentric.metrics import Score, wilson_interval
-from logocentric.sentences import SentenceReasoner
-from logocentric.tasks import facts, told
+from logocentric.reasoner.sentences import SentenceReasoner
+from logocentric.reasoner.tasks import facts, told
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -361,7 +365,7 @@ def table(): return caption_table(dict(ours=CAPTIONS, theirs=CAPTIONS[::-1]), RE
 
 
 def test_table_holds_the_metrics(table):
-    assert list(table.index.unique('system')) == ['ours', 'theirs', *cm.TRIVIAL]
+    assert list(table.index.unique('system')) == ['ours', 'theirs', *cm.CAPTION_BASELINES]
     ours = table.loc['ours'].value
     for order in (1, 2, 3, 4): assert ours[f'BLEU-{order}'] == pytest.approx(bleu(CAPTIONS, REFERENCES, order))
     for name, metric in zip(('ROUGE-L', 'METEOR', 'CIDEr-D'), (rouge_l, meteor, cider_d)):
@@ -404,7 +408,7 @@ def test_table_refuses_what_does_not_fit():
 
 def test_readable(table):
     text = readable(table, ['BLEU-1', 'vocabulary'], '.3f')
-    assert list(text.index) == ['ours', 'theirs', *cm.TRIVIAL] and list(text.columns) == ['BLEU-1', 'vocabulary']
+    assert list(text.index) == ['ours', 'theirs', *cm.CAPTION_BASELINES] and list(text.columns) == ['BLEU-1', 'vocabulary']
     assert text.loc['ours', 'BLEU-1'].startswith('0.776 [0.') and text.loc['ours', 'vocabulary'] == f'{vocabulary(CAPTIONS):.3f}'
 
 

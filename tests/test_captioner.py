@@ -2,10 +2,11 @@
 import numpy as np, pytest, soundfile as sf, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from logocentric.captioner import (CAVEAT, Captioner, Pairs, cache_columns, caption, describe, gpt2_config, hear_clips, load_gpt2, pool, tokenise, warm_up)
+from logocentric.captioner.model import (CAVEAT, Captioner, Pairs, cache_embeddings, caption_clips, describe,
+                                         gpt2_config, encode_clips, load_gpt2, pool, tokenise, warm_up)
 from logocentric.core import LogocentricError, OutOfMemory, set_seed, shared_path
-from logocentric.frontend import AudioError, FrontendConfig, LengthPolicy
-from logocentric.mae import MAEConfig, MAEModel
+from logocentric.audio.frontend import AudioError, FrontendConfig, LengthPolicy
+from logocentric.encoder.mae import MAEConfig, MAEModel
 from logocentric.training import TrainConfig, train
 
 END, WORDS = '<|endoftext|>', 'a calm deep hum bright high whistle quick clicks soft noise with and'.split()
@@ -58,7 +59,7 @@ def test_beams_against_exhaustive_search(model):
     ids = torch.cartesian_prod(*[torch.arange(vocabulary)]*n)
     ids = ids[(ids != model.config.decoder.eos_token_id).all(1)]
     ids = torch.cat([torch.full((len(ids), 1), model.config.decoder.bos_token_id), ids], 1)
-    audio = model.prefix(model.hear(x))
+    audio = model.prefix(model.encode(x))
     with torch.no_grad(): logp = model(ids, audio=audio.expand(len(ids), -1, -1)).logits.clone()
     logp[..., model.config.decoder.eos_token_id] = -torch.inf   # as `min_new_tokens` does, after the softmax
     with torch.no_grad(): full = model(ids, audio=audio.expand(len(ids), -1, -1)).logits.log_softmax(-1)
@@ -87,20 +88,20 @@ def test_prompts_of_different_length(model, tokenizer):
 def test_features_alone_batched_padded(model):
     sounds = [p[:n] for p, n in zip(pictures(4), (200, 33, 120, 16))]
     batch, mask = model.length.batch(sounds, FRONTEND.silence)
-    with torch.no_grad(): together, alone = model.hear(batch, mask), torch.cat([model.hear(s[None]) for s in sounds])
+    with torch.no_grad(): together, alone = model.encode(batch, mask), torch.cat([model.encode(s[None]) for s in sounds])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     batch[~mask] = 99.
-    torch.testing.assert_close(model.hear(batch, mask), together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encode(batch, mask), together, atol=1e-5, rtol=1e-5)
 
 def test_training_mode_does_not_change_features(model):
     x = pictures(4)
-    assert torch.equal(model.train().hear(x), model.eval().hear(x))
-    torch.testing.assert_close(model.hear(x)[:1], model.hear(x[:1]), atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.train().encode(x), model.eval().encode(x))
+    torch.testing.assert_close(model.encode(x)[:1], model.encode(x[:1]), atol=1e-5, rtol=1e-5)
 
 def test_calibration(model):
     x = pictures(32, seed=3)
     model.calibrate(x.split(8), ['a calm'])
-    z = (model.hear(x) - model.prefix.mean)/model.prefix.std
+    z = (model.encode(x) - model.prefix.mean)/model.prefix.std
     torch.testing.assert_close(z.mean(0), torch.zeros_like(z[0]), atol=1e-3, rtol=0.)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones_like(z[0]), atol=2e-2, rtol=0.)
     before = model.prefix.std.clone()
@@ -116,9 +117,9 @@ def test_loss_counts_text_only(model, tokenizer):
 
 def test_features_given_before_change_nothing(model, tokenizer):
     x, text = pictures(3), tokenise(tokenizer, ['a hum', 'quick clicks', 'noise'])
-    with torch.no_grad(): heard, given = (model(**text, **how).loss for how in (dict(logmel=x), dict(features=model.hear(x))))
+    with torch.no_grad(): heard, given = (model(**text, **how).loss for how in (dict(logmel=x), dict(features=model.encode(x))))
     assert torch.equal(heard, given)
-    assert torch.allclose(torch.cat(list(hear_clips(model, x.numpy(), batch_size=2))), model.hear(x), atol=.05) # perhaps in bfloat16
+    assert torch.allclose(torch.cat(list(encode_clips(model, x.numpy(), batch_size=2))), model.encode(x), atol=.05) # perhaps in bfloat16
 
 def test_a_small_device_hears_and_says_the_same(model, monkeypatch):
     "With room for two sounds; one that is too large on its own is an error that says what helps."
@@ -128,22 +129,22 @@ def test_a_small_device_hears_and_says_the_same(model, monkeypatch):
             if len(kwargs.get('audio', args[0] if args else ())) > room: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
             return method(*args, **kwargs)
         return limited
-    features = torch.cat(list(hear_clips(model, x.numpy())))
-    said, hear = model.say(features, max_new_tokens=5), model.hear
+    features = torch.cat(list(encode_clips(model, x.numpy())))
+    said, encode = model.caption(features, max_new_tokens=5), model.encode
     for name in ('hear', 'generate'): monkeypatch.setattr(model, name, small(getattr(model, name), 2))
-    with pytest.warns(UserWarning, match='5 clips at a time'): parts = list(hear_clips(model, x.numpy()))
+    with pytest.warns(UserWarning, match='5 clips at a time'): parts = list(encode_clips(model, x.numpy()))
     assert [len(p) for p in parts] == [2, 1, 2] and torch.allclose(torch.cat(parts), features, atol=.05) # perhaps in bfloat16
-    with pytest.warns(UserWarning, match='5 sounds at a time'): assert model.say(features, max_new_tokens=5) == said
-    monkeypatch.setattr(model, 'hear', small(hear, 0))
-    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='one of the clips'): list(hear_clips(model, x.numpy()))
+    with pytest.warns(UserWarning, match='5 sounds at a time'): assert model.caption(features, max_new_tokens=5) == said
+    monkeypatch.setattr(model, 'hear', small(encode, 0))
+    with pytest.warns(UserWarning), pytest.raises(OutOfMemory, match='one of the clips'): list(encode_clips(model, x.numpy()))
 
 def test_padding_behind_a_recording_is_not_heard(model):
     whole, short = pictures(2), pictures(1, frames=120, seed=5)
     silence = torch.full((1, 80, 80), model.frontend.config.silence)
     padded = torch.cat([whole, torch.cat([short, silence], 1)]).numpy()
-    heard = torch.cat(list(hear_clips(model, padded, frames=[200, 200, 120])))
-    deaf_to_padding = torch.cat(list(hear_clips(model, padded)))
-    assert torch.allclose(heard[2], model.hear(short)[0], atol=.05) and torch.allclose(heard[:2], deaf_to_padding[:2], atol=.05)
+    heard = torch.cat(list(encode_clips(model, padded, frames=[200, 200, 120])))
+    deaf_to_padding = torch.cat(list(encode_clips(model, padded)))
+    assert torch.allclose(heard[2], model.encode(short)[0], atol=.05) and torch.allclose(heard[:2], deaf_to_padding[:2], atol=.05)
     assert (heard[2] - deaf_to_padding[2]).abs().max() > .2, 'as sound, the padding would be heard'
 
 def test_attention_of_a_joined_model_is_plain_on_a_cpu(model):
@@ -159,7 +160,7 @@ def test_evidence_starts_at_zero_and_spares_the_end(tokenizer):
     set_seed(0)
     new = Captioner.from_parts(MAEConfig.preset('tiny'), dict(n_embd=32, n_layer=1, n_head=2), tokenizer).eval()
     new.calibrate([pictures(8)], ['a calm deep hum'])
-    audio = new.prefix(new.hear(pictures(2)))
+    audio = new.prefix(new.encode(pictures(2)))
     assert new.evidence(audio).abs().max() < 1e-5
     new.word_bias.data += 1.
     evidence = new.evidence(audio)
@@ -183,7 +184,7 @@ def test_one_folder(model, tokenizer, tmp_path):
     assert again.frontend.config == FRONTEND and again.length == model.length and not again.training
     assert again.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert torch.equal(again.generate(x), model.generate(x))
-    assert again.novelty(again.hear(x)) == model.novelty(model.hear(x))
+    assert again.novelty(again.encode(x)) == model.novelty(model.encode(x))
     assert again.decoder.lm_head.weight is again.decoder.transformer.wte.weight
     assert (tmp_path/'model.safetensors').exists()
 
@@ -207,7 +208,7 @@ def test_learns_and_resumes(tokenizer, tmp_path):
     warm_up(model.decoder, tokenizer, texts, TrainConfig(steps=20, batch_size=8, lr=5e-3), folder=tmp_path/'text', progress=False)
     model.calibrate([x], texts)
     train(model, pairs, config, folder=tmp_path/'pairs', progress=False)
-    assert caption(model, hear_clips(model, x.numpy(), batch_size=5)) == texts
+    assert caption_clips(model, encode_clips(model, x.numpy(), batch_size=5)) == texts
     again = build(tokenizer, seed=1)
     train(again, pairs, config, folder=tmp_path/'pairs', progress=False)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0., atol=0., equal_nan=True)
@@ -240,9 +241,9 @@ def test_describe_silence_and_20_ms(model):
 
 def test_novelty_orders(model):
     model.calibrate_novelty(pictures(200, seed=1).split(50), pictures(100, seed=2).split(50))
-    alike = model.novelty(model.hear(pictures(50, seed=3)))
+    alike = model.novelty(model.encode(pictures(50, seed=3)))
     assert .2 < np.mean(alike) < .8
-    assert model.novelty(model.hear(torch.full((1, 200, 80), -5.))) == [1.]
+    assert model.novelty(model.encode(torch.full((1, 200, 80), -5.))) == [1.]
 
 @pytest.mark.slow
 def test_recordings(model):
@@ -263,11 +264,11 @@ def test_a_share_of_the_batch_speaks(tokenizer):
     model.train()
     out, first = model(logmel=x, **batch), {k: v[:2] for k, v in batch.items()}
     assert len(out.logits) == 2
-    audio = model.prefix(model.hear(x))
+    audio = model.prefix(model.encode(x))
     words = torch.nn.functional.binary_cross_entropy_with_logits
     occurs = torch.zeros(4, model.config.decoder.vocab_size)
     for row, ids in zip(occurs, tokenizer(texts).input_ids): row[[*ids, tokenizer.bos_token_id]] = 1.
-    unordered = words(model.named(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
+    unordered = words(model.word_logits(audio), occurs, reduction='sum')/batch['attention_mask'].sum()
     spoken = model.eval()(logmel=x[:2], **first).loss
     torch.testing.assert_close(out.loss, spoken + 2*unordered)
 
@@ -275,13 +276,13 @@ def test_a_share_of_the_batch_speaks(tokenizer):
 def test_an_ear_that_learns_sees_a_share(tokenizer):
     model, whole = build(tokenizer, seen_share=.5), build(tokenizer)
     x = pictures(2)
-    assert torch.equal(model.eval().hear(x), whole.eval().hear(x))
+    assert torch.equal(model.eval().encode(x), whole.eval().encode(x))
     seen = []
     hook = model.encoder.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
-    first, second = model.train().hear(x), model.hear(x)
+    first, second = model.train().encode(x), model.encode(x)
     hook.remove()
     cols = -(-x.shape[1]//model.encoder.config.patch_frames)
-    assert seen == [5*round(.5*cols)]*2 and not torch.equal(first, second) and first.shape == whole.hear(x).shape
+    assert seen == [5*round(.5*cols)]*2 and not torch.equal(first, second) and first.shape == whole.encode(x).shape
 
 
 def test_crops_hold_what_sounds(tokenizer):
@@ -302,12 +303,12 @@ def test_padding_is_not_learned_from(model, tokenizer):
     padded, frames = sound.clone(), [200, 112]
     padded[1, 112:] = model.frontend.config.silence
     given, rng = dict(texts=texts, tokenizer=tokenizer, frames=frames), np.random.default_rng(0)
-    columns = model.columns(padded, torch.arange(200) < torch.tensor(frames)[:, None])[0].detach().numpy()
+    embeddings = model.embeddings(padded, torch.arange(200) < torch.tensor(frames)[:, None])[0].detach().numpy()
     loss = lambda batch: model(**{k: v for k, v in batch.items() if k != 'id'}).loss.item()
     with torch.no_grad():
         alone = model(logmel=sound[1:, :112], **tokenise(tokenizer, texts[1:])).loss.item()
         assert loss(Pairs(padded.numpy(), **given).batch([1], rng)) == pytest.approx(alone, abs=1e-5)
-        assert loss(Pairs(columns, **given | dict(frames=[-(-n//model.encoder.config.patch_frames) for n in frames]), what='columns').batch([1], rng)) == pytest.approx(alone, abs=1e-5)
+        assert loss(Pairs(embeddings, **given | dict(frames=[-(-n//model.encoder.config.patch_frames) for n in frames]), what='columns').batch([1], rng)) == pytest.approx(alone, abs=1e-5)
         assert loss(Pairs(padded.numpy(), texts, tokenizer).batch([1], rng)) != pytest.approx(alone, abs=1e-3)
     for seed in range(20):
         short = Pairs(padded.numpy(), crop=96, **given).batch([0, 1], np.random.default_rng(seed))
@@ -341,10 +342,10 @@ def test_a_change_at_a_lag_is_what_differs_after_so_many_columns():
 
 def test_an_ear_that_stands_still_is_heard_once(tokenizer, tmp_path):
     model, x = build(tokenizer, lags=[1, 2]), pictures(5)
-    kept = cache_columns(model, x.numpy(), tmp_path/'columns.npy', batch_size=2)
+    kept = cache_embeddings(model, x.numpy(), tmp_path/'columns.npy', batch_size=2)
     assert kept.dtype == np.float16 and len(kept) == 5
-    torch.testing.assert_close(model.recall(torch.from_numpy(kept.astype(np.float32))), model.hear(x), rtol=0, atol=.03) # the ear hears in bfloat16 where that pays
-    assert (cache_columns(None, None, tmp_path/'columns.npy') == kept).all()
+    torch.testing.assert_close(model.features_of(torch.from_numpy(kept.astype(np.float32))), model.encode(x), rtol=0, atol=.03) # the ear hears in bfloat16 where that pays
+    assert (cache_embeddings(None, None, tmp_path/'columns.npy') == kept).all()
     ear = [p.clone() for p in model.encoder.parameters()]
     model.encoder.requires_grad_(False)
     pairs, config = Pairs(kept, ['quick clicks', 'a deep hum']*2 + ['soft noise'], tokenizer, crop=(5, kept.shape[1]), what='columns'), TrainConfig(steps=30, batch_size=5, lr=5e-3)

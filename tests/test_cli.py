@@ -3,13 +3,13 @@ import json, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
-from logocentric.captioner import Captioner, describe
+from logocentric.captioner.model import Captioner, describe
 from logocentric.cli import app, sound_files
 from logocentric.core import LogocentricError, set_seed, shared_path
-from logocentric.knowledge import knowledge_text, train_tokenizer
-from logocentric.mae import MAEConfig
-from logocentric.reasoner import Reasoner
-from logocentric.sounds import draw_sound, render_sound
+from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer
+from logocentric.encoder.mae import MAEConfig
+from logocentric.reasoner.model import Reasoner
+from logocentric.data.sounds import draw_sound, render_sound
 
 run = CliRunner().invoke
 
@@ -48,7 +48,7 @@ def test_help(command):
 @pytest.mark.parametrize('given, env', [(['--parts', '4', '--recompute'], {}), ([], dict(LOGOCENTRIC_PARTS='4', LOGOCENTRIC_RECOMPUTE='1'))])
 def test_less_memory_can_be_asked_for(monkeypatch, given, env):
     asked = []
-    monkeypatch.setattr('logocentric.experiments.reproduce', lambda **given: asked.append(given) or '')
+    monkeypatch.setattr('logocentric.pipeline.experiments.reproduce', lambda **given: asked.append(given) or '')
     said = CliRunner().invoke(app, ['reproduce', '--scale', 'smoke', *given], env=env)
     assert said.exit_code == 0 and said.output == ''     # nothing to tell: a process beside the main one
     assert (asked[0]['parts'], asked[0]['recompute']) == (4, True)
@@ -146,7 +146,7 @@ def test_listening_several_times_averages_the_answers(sounds, model):
 def test_drawing_leaves_torch_as_it_was(sounds, model):
     torch.manual_seed(5); expected = torch.rand(3)
     torch.manual_seed(5)
-    assert len(describe(sounds/'noise.wav', model/'captioner', draws=2).drawn) == 2
+    assert len(describe(sounds/'noise.wav', model/'captioner', samples=2).samples) == 2
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -201,7 +201,7 @@ def test_every_shared_recording_is_described_or_refused(model, tmp_path):
 # --- data sets
 
 def test_data_lists_every_set_and_shows_one():
-    from logocentric.datasets import DATASETS
+    from logocentric.data.manifests import DATASETS
     said = run(app, ['data'])
     assert said.exit_code == 0 and all(d.name in said.output and d.page in said.output and d.licence in said.output for d in DATASETS.values())
     said = run(app, ['data', 'gtzan'])

@@ -3,11 +3,11 @@ import shutil, subprocess, sys
 from collections import namedtuple
 from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
-import logocentric.clips, logocentric.corpus
-from logocentric.clips import Clips, build_clips, clip_frames, clips_bytes, read_clip
+import logocentric.data.clips, logocentric.data.corpus
+from logocentric.data.clips import Clips, build_clips, clip_frames, clips_bytes, read_clip
 from logocentric.core import LogocentricError, read_json, shared_path
-from logocentric.datasets import DataError, read_dataset, read_table
-from logocentric.frontend import FrontendConfig, LogMel, load_audio
+from logocentric.data.manifests import DataError, read_dataset, read_table
+from logocentric.audio.frontend import FrontendConfig, LogMel, load_audio
 
 SECONDS = 1.
 SILENCE = np.float16(FrontendConfig().silence)
@@ -27,7 +27,7 @@ def listed(tmp_path, names, name='list.csv'):
 @pytest.fixture
 def five(tmp_path, monkeypatch):
     "Five recordings in shards of two."
-    for module in (logocentric.clips, logocentric.corpus): monkeypatch.setattr(module, 'SHARD', 2)
+    for module in (logocentric.data.clips, logocentric.data.corpus): monkeypatch.setattr(module, 'SHARD', 2)
     for i, n in enumerate('abcde'): put(tmp_path/f'{n}.wav', seed=i)
     return [f'{n}.wav' for n in 'abcde']
 
@@ -41,7 +41,7 @@ def reads(monkeypatch):
         if len(seen) >= seen.limit: raise KeyboardInterrupt
         seen.append(path.rsplit('/', 1)[-1])
         return real(path, *args)
-    monkeypatch.setattr(logocentric.clips, 'read_clip', counted)
+    monkeypatch.setattr(logocentric.data.clips, 'read_clip', counted)
     return seen
 
 
@@ -152,16 +152,16 @@ def test_a_killed_run_in_another_order(tmp_path, five, reads):
 RACE = """
 import sys, time
 from pathlib import Path
-import logocentric.clips, logocentric.corpus
-from logocentric.clips import build_clips, read_clip
-from logocentric.datasets import read_table
+import logocentric.data.clips, logocentric.data.corpus
+from logocentric.data.clips import build_clips, read_clip
+from logocentric.data.manifests import read_table
 place, rank = Path(sys.argv[1]), sys.argv[2]
-logocentric.clips.SHARD = logocentric.corpus.SHARD = 2
+logocentric.data.clips.SHARD = logocentric.data.corpus.SHARD = 2
 def slow(path, *args):
     with (place/'reads').open('a') as f: f.write(Path(path).name + ' ')
     time.sleep(.2)
     return read_clip(path, *args)
-logocentric.clips.read_clip = slow
+logocentric.data.clips.read_clip = slow
 manifest = read_table(place/'list.csv')
 (place/f'ready{rank}').touch()
 while len(list(place.glob('ready*'))) < 3: time.sleep(.01)
@@ -181,7 +181,7 @@ def test_processes_that_want_one_folder_at_once_read_it_once(tmp_path, five):
 def test_a_finished_folder_is_read_where_nothing_can_be_written(tmp_path, five, monkeypatch):
     manifest = listed(tmp_path, five)
     build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    monkeypatch.setattr(logocentric.clips, 'by_one', lambda *args: pytest.fail('a finished folder needs no lock'))
+    monkeypatch.setattr(logocentric.data.clips, 'by_one', lambda *args: pytest.fail('a finished folder needs no lock'))
     assert len(build_clips(tmp_path/'clips', manifest, SECONDS, 1)) == 5
 
 

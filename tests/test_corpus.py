@@ -2,9 +2,10 @@
 import json, os, re, signal, subprocess, sys, time
 from collections import Counter
 import numpy as np, pytest
-from logocentric.corpus import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, PROGRAMS, STYLES, TEMPO_RANGES, allowed_feels, bayes_ceiling,
-                                build_corpus, compose, corpus_clip, describe_clip, difficulty, draw_production, genre_words, loudness, make_band,
-                                play_track, render, sample_clip, single_cues)
+from logocentric.data.corpus import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, PROGRAMS, STYLES,
+                                     TEMPO_RANGES, allowed_feels, bayes_ceiling, build_corpus, compose_score,
+                                     corpus_clip, describe_clip, difficulty, draw_production, genre_words, loudness,
+                                     make_band, play_track, render, sample_clip, single_cues)
 
 @pytest.fixture(scope='module')
 def clips(): return [sample_clip(11, i) for i in range(5000)]
@@ -38,10 +39,10 @@ def test_every_lead_accompaniment_and_drum_pattern_sounds():
     for a in ('lead', 'accompaniment', 'drums', 'bass'):
         for value in ATTRIBUTES[a]:
             spec = next(c for i in range(10**5) if (c := sample_clip(13, i)).attributes[a] == value)
-            names = [t.name for t in compose(spec).tracks if len(t.notes)]
+            names = [t.name for t in compose_score(spec).tracks if len(t.notes)]
             assert (value == 'none') == (a not in names) or value == 'timpani' and 'timpani' in names, (a, value)
-            assert all(t.is_drum or t.notes.numpy()['pitch'].max() <= 84 for t in compose(spec).tracks)
-            assert all(loudness(play_track(t)) > .002 for t in compose(spec).tracks)
+            assert all(t.is_drum or t.notes.numpy()['pitch'].max() <= 84 for t in compose_score(spec).tracks)
+            assert all(loudness(play_track(t)) > .002 for t in compose_score(spec).tracks)
 
 def test_shift_shifts():
     for i in range(300):
@@ -51,7 +52,7 @@ def test_shift_shifts():
         inside = [.2 <= (make_band(c).bpm - low)/(high - low) <= .8 for c in (plain, shifted)]
         assert inside == [True, False]
         for c, side in ((plain, 0), (shifted, 1)):
-            lead = compose(c).tracks[0]
+            lead = compose_score(c).tracks[0]
             assert lead.name == 'lead' and str(lead.program) in PROGRAMS['lead'][c.attributes['lead']].split('|')[side].split()
         levels = [draw_production(c)[0]['level'] for c in (plain, shifted)]
         assert -25.21 < levels[0] < -16.79 and not -25.19 < levels[1] < -16.81
@@ -68,7 +69,7 @@ def test_sound_does_not_depend_on_what_was_rendered_before():
 
 BUILD = """
 import sys
-from logocentric.corpus import build_corpus
+from logocentric.data.corpus import build_corpus
 if __name__ == '__main__': build_corpus(sys.argv[1], 501, seed=16, processes=int(sys.argv[2]))
 """
 
@@ -86,7 +87,7 @@ def test_killed_build_continues_to_the_same_corpus(tmp_path):
         assert (tmp_path/'killed'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
 
 def test_shards_do_not_depend_on_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr('logocentric.corpus.SHARD', 8)
+    monkeypatch.setattr('logocentric.data.corpus.SHARD', 8)
     one = build_corpus(tmp_path/'one', 20, seed=17, processes=1)
     (tmp_path/'one'/'clips.jsonl').unlink(); (tmp_path/'one'/'shards'/'00001.json').unlink()
     before = one.features[:].copy()

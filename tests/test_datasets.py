@@ -4,10 +4,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from unicodedata import normalize
 import numpy as np, pandas as pd, pytest
-from logocentric import datasets
+from logocentric.data import manifests as datasets
 from logocentric.core import LogocentricError, shared_path
-from logocentric.datasets import (DATASETS, DataError, GTZAN_GENRES, Manifest, audio_index, audio_stem, dataset_table, identify, manifest_hash, read_dataset,
-                                  read_rows, read_skip_list, read_table, write_skip_list, youtube_names)
+from logocentric.data.manifests import (DATASETS, DataError, GTZAN_GENRES, Manifest, audio_index, audio_stem,
+                                        dataset_table, identify, manifest_hash, read_dataset, read_rows,
+                                        read_skip_list, read_table, write_skip_list, youtube_names)
 
 real = lambda *parts: pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', *parts).exists()), reason=f"shared data {'/'.join(parts)} is not there")
 shared = lambda *parts: shared_path().joinpath('data', *parts)

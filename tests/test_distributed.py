@@ -7,15 +7,17 @@ import numpy as np, pytest, torch
 from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models, pre_tokenizers
-from logocentric.captioner import Captioner, Pairs
+from logocentric.captioner.model import Captioner, Pairs
 from logocentric import core
-from logocentric.core import LogocentricError, all_processes, cache_path, config_hash, cores, launched, quiet, read_json, save_by_main, set_seed, stage
-from logocentric.ear import Recipe, learn as learn_ear
-from logocentric.experiments import go_on_alone
-from logocentric.knowledge import Sentence
-from logocentric.mae import MAEConfig, MAEModel, clip_noise
-from logocentric.reader import ChosenLoss, ReasonerSize, Sentences, untrained
-from logocentric.training import ByClip, OutOfMemory, TrainConfig, count_items, evaluate, fetch, less_memory, train
+from logocentric.core import (LogocentricError, all_processes, cache_path, config_hash, cores, world_size, quiet,
+                              read_json, save_on_main_process, set_seed, cached_folder)
+from logocentric.encoder.shipped import Recipe, train_encoder as learn_ear
+from logocentric.pipeline.experiments import go_on_alone
+from logocentric.reasoner.knowledge import Sentence
+from logocentric.encoder.mae import MAEConfig, MAEModel, clip_noise
+from logocentric.reasoner.training import SelectedTokenLoss, ReasonerSize, KnowledgeDataset, untrained_reasoner
+from logocentric.training import PerClipRandom, TrainConfig, count_items, evaluate, fetch, less_memory, train
+from logocentric.core import OutOfMemory
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS, TOLERANCE = 20, 1e-5
@@ -47,24 +49,24 @@ def pairs(n, seed):
     texts = [' '.join(rng.choice(WORDS, rng.integers(2, 14))) for _ in range(n)]      # of very unequal length
     return Pairs(rng.normal(-7, 3, (n, 64, 80)).astype(np.float32), texts, tokenizer())
 
-def reader(): set_seed(0); return ChosenLoss(untrained(ReasonerSize(16, 2, STEPS, 3e-3), tokenizer()))
+def reader(): set_seed(0); return SelectedTokenLoss(untrained_reasoner(ReasonerSize(16, 2, STEPS, 3e-3), tokenizer()))
 
 def sentences(n, seed):
     "As long as the model, so that they begin at its first position; some ask much and some little, so that the halves of a bundle do not weigh the same."
     rng = np.random.default_rng(seed)
     words = [rng.choice(WORDS, 6).tolist() for _ in range(n)]
     whole = [Sentence(' '.join(w), [(len(' '.join(w[:k])) + 1, len(' '.join(w)))]) for w, k in zip(words, rng.integers(1, 6, n))]
-    return Sentences(whole, tokenizer(), bundle=8, keep=0., positions=7, singly=True)
+    return KnowledgeDataset(whole, tokenizer(), bundle=8, keep=0., positions=7, by_sentence=True)
 
 CASES = dict(mae=(mae, lambda: Clips(26, 1), lambda: Clips(10, 2)), captioner=(captioner, lambda: pairs(26, 1), lambda: pairs(10, 2)),
              reader=(reader, lambda: sentences(26, 1), lambda: sentences(10, 2)))
 
 def learn(case, parts=1, stop_after=None, folder=None, dtype=torch.float64, make=None, **changes):
     "Train for 20 steps of 8 clips, shared out between processes and `parts`; the history's rows and the weights."
-    config = TrainConfig(**dict(dict(steps=STEPS, batch_size=8//parts//launched(), accumulation=parts, lr=3e-3, eval_every=5, checkpoint_every=4), **changes))
+    config = TrainConfig(**dict(dict(steps=STEPS, batch_size=8//parts//world_size(), accumulation=parts, lr=3e-3, eval_every=5, checkpoint_every=4), **changes))
     model, data = (make or CASES[case][0])().to(dtype), CASES[case][1]()
     if stop_after: data = Cut(data, stop_after*config.accumulation)
-    try: history = train(model, data, config, CASES[case][2](), by_clip=case == 'captioner' and not config.compile, folder=folder, progress=False)
+    try: history = train(model, data, config, CASES[case][2](), per_clip=case == 'captioner' and not config.compile, folder=folder, progress=False)
     except InterruptedError: return None
     return dict(rows=[{k: v for k, v in row.items() if k != 'seconds'} for row in history.rows], best=history.best_step, weights=model.state_dict())
 
@@ -117,11 +119,11 @@ def stages(folder, rank):
         entered.append((place.name, silent()))
         train(Line(), Named(), TrainConfig(steps=2, batch_size=2), loss_fn=plain, folder=place/'training', progress=False)
         (place/'result.txt').write_text(f'of process {rank}')
-        save_by_main(place, Heavy())
+        save_on_main_process(place, Heavy())
         kept.extend(str(p.relative_to(folder/'home')) for p in place.glob('*.bin'))
     entered, kept = [], []
-    found = [stage('learned', dict(x=1), make, together=True) for _ in range(2)]
-    alone = said(lambda: stage('lonely', {}, make))     # enters, and is refused by `train`
+    found = [cached_folder('learned', dict(x=1), make, together=True) for _ in range(2)]
+    alone = said(lambda: cached_folder('lonely', {}, make))     # enters, and is refused by `train`
     return dict(entered=entered, kept=kept, found=[str(f) for f in found], text=(found[0]/'result.txt').read_text(), alone=alone, scratch=list(cache_path('scratch').glob('*')), held=held(rank, make))
 
 def held(rank, make):
@@ -130,7 +132,7 @@ def held(rank, make):
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place/'lock') if rank else nullcontext():
         all_processes().wait_for_everyone()
-        return said(lambda: stage('learned', dict(x=2), make, together=True))
+        return said(lambda: cached_folder('learned', dict(x=2), make, together=True))
 
 class Buffered(Line):
     "Counts its calls, each process in its own way."
@@ -150,7 +152,7 @@ def ear(folder):
 def parted():
     "After the others are gone."
     main = go_on_alone()
-    return main, launched(), os.environ.get('OMP_NUM_THREADS'), torch.get_num_threads() == cores()
+    return main, world_size(), os.environ.get('OMP_NUM_THREADS'), torch.get_num_threads() == cores()
 
 def first(folder, rank):
     disk = folder/'run' if rank == 0 else folder/'another-machine'
@@ -245,17 +247,17 @@ def test_who_goes_on_alone_has_all_cores(two):
 
 def test_a_recipe_is_shared_out(monkeypatch):
     recipe = TrainConfig(steps=3, batch_size=16, num_workers=14, compile=True)
-    assert recipe.shared_out() == replace(recipe, num_workers=min(14, cores())) and recipe.shared_out().compile
-    with less_memory(parts=4, recompute=True): small = recipe.shared_out()
+    assert recipe.per_process() == replace(recipe, num_workers=min(14, cores())) and recipe.per_process().compile
+    with less_memory(parts=4, recompute=True): small = recipe.per_process()
     assert (small.batch_size, small.accumulation, small.recompute) == (4, 4, True) and 'LOGOCENTRIC_PARTS' not in os.environ
     monkeypatch.setattr('logocentric.training.cores', lambda: 32)
     for name, value in dict(WORLD_SIZE='8', LOCAL_WORLD_SIZE='4').items(): monkeypatch.setenv(name, value)
-    assert (recipe.shared_out().batch_size, recipe.shared_out().num_workers, replace(recipe, num_workers=0).shared_out().num_workers) == (2, 3, 0)
+    assert (recipe.per_process().batch_size, recipe.per_process().num_workers, replace(recipe, num_workers=0).per_process().num_workers) == (2, 3, 0)
     monkeypatch.setattr('logocentric.training.cores', lambda: 2)
-    assert recipe.shared_out().num_workers == 1
-    with less_memory(parts=3), pytest.raises(LogocentricError, match='16 clips .* 8 process.* 3 part'): recipe.shared_out()
+    assert recipe.per_process().num_workers == 1
+    with less_memory(parts=3), pytest.raises(LogocentricError, match='16 clips .* 8 process.* 3 part'): recipe.per_process()
     monkeypatch.setenv('LOGOCENTRIC_PARTS', 'two')
-    with pytest.raises(LogocentricError, match="LOGOCENTRIC_PARTS is a number, not 'two'"): recipe.shared_out()
+    with pytest.raises(LogocentricError, match="LOGOCENTRIC_PARTS is a number, not 'two'"): recipe.per_process()
 
 def test_a_run_that_was_too_large_goes_on_in_parts(tmp_path):
     assert learn('mae', stop_after=6, folder=tmp_path) is None and torch.load(tmp_path/'last.pt')['step'] == 4
@@ -268,7 +270,7 @@ def test_a_part_of_a_bundle_may_ask_nothing():
     assert loss == 0 and not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 def test_sentences_one_by_one_are_the_same_bundles():
-    one, whole = sentences(26, 1), Sentences([Sentence('calm and slow', [(0, 4)])]*26, tokenizer(), bundle=8)
+    one, whole = sentences(26, 1), KnowledgeDataset([Sentence('calm and slow', [(0, 4)])]*26, tokenizer(), bundle=8)
     assert len(one) == 24 and len(whole) == 3
     for epoch in (0, 1):
         assert one.order(5, epoch).reshape(3, 8).tolist() == [list(range(8*b, 8*b + 8)) for b in whole.order(5, epoch)]
@@ -289,7 +291,7 @@ def test_a_clip_draws_the_same_in_any_batch():
         batch = {k: v for k, v in fetch(pairs(6, 1), indices).items() if k != 'id'}
         batch = {k: torch.nn.functional.pad(v, (0, more), value=dict(input_ids=1, attention_mask=0, labels=-100)[k]) if k != 'logmel' else v for k, v in batch.items()}
         set_seed(3)
-        with ByClip().of(indices): return model(**batch).logits
+        with PerClipRandom().of(indices): return model(**batch).logits
     alone, among, padded = loss([2], 0)[0], loss([4, 2, 5], 0)[1], loss([2], 7)[0]
     torch.testing.assert_close(alone, among[:len(alone)])
     torch.testing.assert_close(alone, padded[:len(alone)])
@@ -297,7 +299,7 @@ def test_a_clip_draws_the_same_in_any_batch():
 
 def test_dropout_inside_fused_attention_is_refused():
     with pytest.raises(LogocentricError, match="eager"):
-        train(captioner('sdpa'), pairs(8, 1), TrainConfig(steps=1, batch_size=2), by_clip=True, progress=False)
+        train(captioner('sdpa'), pairs(8, 1), TrainConfig(steps=1, batch_size=2), per_clip=True, progress=False)
 
 @pytest.mark.parametrize('case', CASES)
 def test_recomputed_activations_are_the_same(case):
@@ -358,15 +360,15 @@ def test_a_traced_model_is_the_same(tmp_path, monkeypatch):
 def test_a_compiled_model_is_the_same(tmp_path): compiled_is_the_same(tmp_path)
 
 def test_what_is_drawn_for_each_clip_is_not_compiled():
-    with pytest.raises(LogocentricError, match='compile=False'): train(mae(), Clips(8, 1), TrainConfig(steps=1, batch_size=2, compile=True), by_clip=True, progress=False)
+    with pytest.raises(LogocentricError, match='compile=False'): train(mae(), Clips(8, 1), TrainConfig(steps=1, batch_size=2, compile=True), per_clip=True, progress=False)
 
 def test_masks_of_a_clip_are_its_own():
     class Plain(Clips):
         def batch(self, indices, rng): return dict(logmel=self.logmel[indices])
-    def final(parts, by_clip):
+    def final(parts, per_clip):
         model = mae()
         config = TrainConfig(steps=4, batch_size=8//parts, accumulation=parts)
-        return train(model, Plain(26, 1), config, Plain(10, 2), by_clip=by_clip, progress=False).rows[-1]
+        return train(model, Plain(26, 1), config, Plain(10, 2), per_clip=per_clip, progress=False).rows[-1]
     whole, parts, otherwise = final(1, True), final(2, True), final(2, False)
     for k in ('loss', 'valid_loss', 'grad_norm'): assert whole[k] == pytest.approx(parts[k], rel=TOLERANCE) and whole[k] != pytest.approx(otherwise[k], rel=TOLERANCE)
 
@@ -383,7 +385,7 @@ def test_out_of_memory_says_what_to_turn(error):
 
 def test_out_of_memory_inside_reproduce_names_its_options():
     with less_memory(parts=2), pytest.raises(OutOfMemory) as found:
-        train(Greedy(torch.OutOfMemoryError('CUDA')), Named(), TrainConfig(steps=3, batch_size=8).shared_out(), loss_fn=plain, progress=False)
+        train(Greedy(torch.OutOfMemoryError('CUDA')), Named(), TrainConfig(steps=3, batch_size=8).per_process(), loss_fn=plain, progress=False)
     text = str(found.value)
     assert text.index('--parts 4') < text.index('--recompute') and 'batch_size=' not in text and 'goes on where it was' in text
 

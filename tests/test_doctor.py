@@ -3,11 +3,13 @@ import json, os, signal
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf
 from typer.testing import CliRunner
-from logocentric import doctor
+from logocentric.data import doctor
 from logocentric.cli import app
 from logocentric.core import shared_path
-from logocentric.datasets import AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table, write_skip_list
-from logocentric.doctor import KINDS, KNOWN, clipped_samples, decibels, diagnose, examine, examine_all, folder_manifest, usual
+from logocentric.data.manifests import (AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table,
+                                        write_skip_list)
+from logocentric.data.doctor import (FINDING_KINDS, KNOWN_FAULTS, clipped_samples, decibels, diagnose, examine,
+                                     examine_all, folder_manifest, majority_value)
 
 RATE = 16_000
 
@@ -62,7 +64,7 @@ def test_clipped_are_runs_of_three(runs, expected):
 
 
 def test_usual_and_decibels():
-    assert usual([1, 1, 1, 1, 2]) == 1 and usual([1, 1, 1, 2, 2]) is None and usual([1]*4) is None and usual([]) is None
+    assert majority_value([1, 1, 1, 1, 2]) == 1 and majority_value([1, 1, 1, 2, 2]) is None and majority_value([1]*4) is None and majority_value([]) is None
     assert (decibels(1), decibels(.1), decibels(0)) == (0, -20, -200)
 
 
@@ -160,7 +162,7 @@ def test_known_broken_here_and_absent(tmp_path):
     (gtzan(tmp_path)/'genres/jazz/jazz.00054.wav').write_bytes(b'RIFF')
     found = diagnose(tmp_path, processes=0)
     row, = found.findings[found.findings['id'] == 'jazz.00054'].to_dict('records')
-    assert (row['kind'], row['known']) == ('unreadable', KNOWN['gtzan']['jazz.00054']) and 'known: ' in found.skip_list()['jazz.00054']
+    assert (row['kind'], row['known']) == ('unreadable', KNOWN_FAULTS['gtzan']['jazz.00054']) and 'known: ' in found.skip_list()['jazz.00054']
     (tmp_path/'genres/jazz/jazz.00054.wav').unlink()
     found = diagnose(tmp_path, processes=0)
     assert found.findings[found.findings['known'] != ''][['kind', 'id']].values.tolist() == [['missing', 'jazz.00054']]
@@ -176,7 +178,7 @@ def test_a_clip_in_the_wrong_folder(tmp_path):
 
 
 def test_known_clips_are_clips_of_their_sets():
-    assert set(KNOWN) <= set(DATASETS) and all(len(i) == 6 and i.isdigit() for i in KNOWN['fma_small'])
+    assert set(KNOWN_FAULTS) <= set(DATASETS) and all(len(i) == 6 and i.isdigit() for i in KNOWN_FAULTS['fma_small'])
 
 
 def test_loaders_honour_the_skip_list(tmp_path):
@@ -278,7 +280,7 @@ def test_refusals(tmp_path):
     with pytest.raises(DataError, match='no folder'): diagnose(tmp_path/'no')
     put(tmp_path/'a.wav')
     with pytest.raises(DataError, match='no kind of finding dull'): diagnose(tmp_path, processes=0).skip_list(['dull'])
-    assert all(k.severity in ('out', 'problem', 'note') for k in KINDS.values()) and set(doctor.CONTENT) <= set(AUDIO_SUFFIXES)
+    assert all(k.severity in ('out', 'problem', 'note') for k in FINDING_KINDS.values()) and set(doctor.SUFFIX_FORMATS) <= set(AUDIO_SUFFIXES)
     assert folder_manifest(tmp_path).name == tmp_path.name
 
 

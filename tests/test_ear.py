@@ -1,15 +1,15 @@
 """The shipped ear: loads in one line, hears any sound the same alone and in company, and can be made again."""
 import numpy as np, pytest, torch
 from logocentric.core import LogocentricError, model_path, read_json, shipped_path
-from logocentric.ear import Recipe, learn, load_ear
-from logocentric.frontend import FrontendConfig
-from logocentric.sounds import draw_sound, render_sound
+from logocentric.encoder.shipped import Recipe, train_encoder, load_encoder
+from logocentric.audio.frontend import FrontendConfig
+from logocentric.data.sounds import draw_sound, render_sound
 
 TINY = Recipe(music=4, sounds=6, held_out=3, steps=4, batch_size=3, encoder=dict(name='tiny', target='per_patch'))
 
 
 @pytest.fixture(scope='module')
-def ear(): return load_ear()
+def ear(): return load_encoder()
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def test_silence_is_finite(ear): assert np.isfinite(ear.embed(np.zeros(16_000, n
 
 def test_following_agrees_with_embedding(ear, waves):
     wave = waves[0][:(100*ear.encoder.config.patch_frames - 1)*160]                # a hundred columns, all of them full
-    vectors, seconds = ear.follow(wave)
+    vectors, seconds = ear.timestamp_embeddings(wave)
     assert len(vectors) == len(seconds) == 100 and (np.diff(seconds) > 0).all() and seconds[-1] < len(wave)/16_000
     assert np.allclose(vectors.mean(0), ear.embed(wave)[:ear.size//2], atol=1e-4)
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_embedded_says_why(ear, waves):
 
 
 def test_a_folder_without_an_ear_says_so(tmp_path):
-    with pytest.raises(LogocentricError, match='no encoder'): load_ear(tmp_path)
+    with pytest.raises(LogocentricError, match='no encoder'): load_encoder(tmp_path)
 
 
 def test_a_recipe_is_strict():
@@ -83,7 +83,7 @@ def test_a_recipe_is_strict():
 
 def test_a_card_is_of_its_own_ear(ear, tmp_path):
     from logocentric.core import load_records, results_path
-    from logocentric.ear import write_card
+    from logocentric.encoder.shipped import write_card
     record = load_records(results_path(), name='probe_ear')[0]
     assert record.metrics['ear'] == ear.fingerprint
     import shutil
@@ -95,13 +95,13 @@ def test_a_card_is_of_its_own_ear(ear, tmp_path):
 
 def test_an_ear_can_be_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path))
-    first = learn(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False)
-    again = learn(tmp_path/'b', TINY, processes=1, mixed_precision='no', progress=False)
+    first = train_encoder(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False)
+    again = train_encoder(tmp_path/'b', TINY, processes=1, mixed_precision='no', progress=False)
     assert first.rows[-1]['loss'] == again.rows[-1]['loss']
-    a, b = load_ear(tmp_path/'a'), load_ear(tmp_path/'b')
+    a, b = load_encoder(tmp_path/'a'), load_encoder(tmp_path/'b')
     assert a.frontend == b.frontend != FrontendConfig()
     for x, y in zip(a.encoder.parameters(), b.encoder.parameters()): assert torch.equal(x, y)
-    assert learn(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False).rows == first.rows
+    assert train_encoder(tmp_path/'a', TINY, processes=1, mixed_precision='no', progress=False).rows == first.rows
 
 
 def test_the_shipped_ear_tells_kinds_apart_better_than_chance(ear):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from logocentric.core import LogocentricError, load_records, project_root, read_json
-from logocentric.experiments import EXPERIMENTS, SCALES, Lab, reproduce, run_experiment
+from logocentric.pipeline.experiments import EXPERIMENTS, SCALES, Lab, reproduce, run_experiment
 from logocentric.training import less_memory, train
 
 ROOT = project_root()
@@ -164,7 +164,7 @@ def test_papermill_from_the_root(told, home, tmp_path):
 
 def test_a_killed_run_continues(tmp_path):
     "Kill a run twice, at different moments; the third call ends with the very weights of a run that was left alone."
-    code = "from logocentric.experiments import Lab; lab = Lab.at('smoke', 2); print(lab.captioner(lab.scale.pairs[-1]))"
+    code = "from logocentric.pipeline.experiments import Lab; lab = Lab.at('smoke', 2); print(lab.captioner(lab.scale.pairs[-1]))"
     def start(home, **options):
         env = {**os.environ, 'LOGOCENTRIC_HOME': str(home), 'LOGOCENTRIC_QUIET': '1'}
         return subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options)

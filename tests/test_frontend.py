@@ -2,8 +2,8 @@
 import json, math, pickle, struct, tracemalloc
 import librosa, numpy as np, pytest, soundfile as sf, soxr, torch
 from logocentric.core import LogocentricError, shared_path
-from logocentric.frontend import (AudioError, FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, calibrate, listen,
-                                  load_audio, mel_filters, stream_audio)
+from logocentric.audio.frontend import (AudioError, FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info,
+                                        calibrate, listen, load_audio, mel_filters, stream_audio)
 
 RATE = 16_000
 RECORDINGS = shared_path() and shared_path()/'data'/'recordings'
@@ -203,7 +203,7 @@ def test_a_part_of_ten_hours(tmp_path):
     loud = abs(part.reshape(3, RATE)).mean(1)
     assert loud[1] > .1 and loud[0] < .001 and loud[2] < .001 and peak < 5e6
     assert audio_info(path).duration == 36_000
-    assert LengthPolicy().report(36_000) == 'heard 0.0–36000.0 s in 3600 windows, 0.0 s dropped'
+    assert LengthPolicy().coverage(36_000) == 'heard 0.0–36000.0 s in 3600 windows, 0.0 s dropped'
 
 
 # --- what is broken ---------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_windows_cover_the_sound(policy):
         assert found[0].start == 0 and all(0 < w.stop - w.start <= policy.window + 1e-9 for w in found)
         assert all(b.start <= a.stop and b.stop > a.stop for a, b in zip(found, found[1:]))
         assert 0 <= length - found[-1].stop < max(policy.min_seconds, 1e-6)
-        assert f'in {len(found)} window' in policy.report(length)
+        assert f'in {len(found)} window' in policy.coverage(length)
 
 def test_no_empty_window_at_an_exact_multiple():
     assert LengthPolicy().windows(30) == [(0, 10), (10, 20), (20, 30)]
@@ -343,7 +343,7 @@ def test_no_empty_window_at_an_exact_multiple():
 @pytest.mark.parametrize('seconds,line', [
     (30, 'heard 0.0–30.0 s in 3 windows, 0.0 s dropped'), (10, 'heard 0.0–10.0 s in 1 window, 0.0 s dropped'),
     (10.04, 'heard 0.0–10.0 s in 1 window, 0.04 s dropped'), (.02, 'heard 0.0–0.02 s in 1 window, 0.0 s dropped')])
-def test_report(seconds, line): assert LengthPolicy().report(seconds) == line
+def test_report(seconds, line): assert LengthPolicy().coverage(seconds) == line
 
 def test_bad_policies():
     for bad in (dict(hop=11.), dict(hop=0.), dict(aggregate='median')):

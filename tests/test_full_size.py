@@ -5,11 +5,11 @@ import shutil
 from dataclasses import replace
 import pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM
-from logocentric.captioner import Captioner
+from logocentric.captioner.model import Captioner
 from logocentric.core import read_json, shared_path
-from logocentric.experiments import SCALES, Lab
-from logocentric.reasoner import Reasoner
-from logocentric.table3 import PLANS
+from logocentric.pipeline.experiments import SCALES, Lab
+from logocentric.reasoner.model import Reasoner
+from logocentric.pipeline.table3 import PLANS
 
 pytestmark = pytest.mark.slow
 MEDIUM, LARGE = dict(n_embd=1024, n_layer=24, n_head=16), dict(n_embd=1280, n_layer=36, n_head=20)

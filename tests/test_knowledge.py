@@ -1,8 +1,8 @@
 "The knowledge keeps its promises: own words, no task prompt, every genre, many shapes."
 import ast, inspect, random, re
 import pytest
-from logocentric import knowledge as K
-from logocentric.reasoner import PROMPTS
+from logocentric.reasoner import knowledge as K
+from logocentric.reasoner.model import PROMPTS
 
 GTZAN = 'blues classical country disco hip-hop jazz metal pop reggae rock'.split()
 FMA = 'electronic experimental folk hip-hop instrumental international pop rock'.split()
@@ -22,12 +22,12 @@ def tables(module): return {name: v for name, v in vars(module).items() if isins
 
 def test_shares_no_import_with_the_corpus():
     assert not any('corpus' in name for name in imports(K))
-    assert not any('knowledge' in name for name in imports(pytest.importorskip('logocentric.corpus')))
+    assert not any('knowledge' in name for name in imports(pytest.importorskip('logocentric.data.corpus')))
 
 
 def test_shares_no_table_with_the_corpus():
     "Neither an object, nor a phrase of four words or more."
-    corpus = pytest.importorskip('logocentric.corpus')
+    corpus = pytest.importorskip('logocentric.data.corpus')
     assert not any(a is b for a in tables(corpus).values() for b in tables(K).values())
     written = {n.value.lower() for n in ast.walk(ast.parse(inspect.getsource(corpus))) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     facts = {p.lower() for d in K.DIMENSIONS for entry in K.load_facts()[d].values() for form in entry.values() for p in form}
@@ -38,8 +38,8 @@ def test_genres_cover_both_label_sets(): assert set(K.genres()) == set(GTZAN) | 
 
 
 def test_every_genre_is_told_equally_often(sentences):
-    told = {g: sum(g in K.words(s) for s in sentences) for g in K.genres()}
-    assert max(told.values()) < 1.25*min(told.values())
+    read = {g: sum(g in K.words(s) for s in sentences) for g in K.genres()}
+    assert max(read.values()) < 1.25*min(read.values())
 
 
 def test_lexicon_holds_no_genre_word():
@@ -54,7 +54,7 @@ def fixed_spans():
 
 def test_no_task_prompt_in_the_knowledge(sentences):
     "No 4-gram of a prompt's fixed words, and no whole span where it is shorter."
-    frames = [f for shapes, _ in K.KINDS for f in shapes]
+    frames = [f for shapes, _ in K.FRAME_SHARES for f in shapes]
     texts = sentences + [f.replace('(', ' ').replace(')', ' ') for f in frames + K.THINGS + K.STATEMENTS]
     known = {n: {g for t in texts for g in K.ngrams(t, n)} for n in (3, 4)}
     for span in fixed_spans():
@@ -64,20 +64,20 @@ def test_no_task_prompt_in_the_knowledge(sentences):
 
 def test_shapes_and_direction():
     "Most answers come after what they follow from, for that is the direction in which a causal model reads."
-    assert sum(len(shapes) for shapes, _ in K.KINDS) >= 25 and len(K.TOPICS) >= 15 and len(K.YES_OR_NO) >= 10
-    told = K.knowledge(5000, seed=0)
-    assert sum(s.answers[0][0] > len(s.text)/3 for s in told) > .85*len(told)
-    assert all(s.text[b:b + 1] in '.:? ,' for s in told for _, b in s.answers)
+    assert sum(len(shapes) for shapes, _ in K.FRAME_SHARES) >= 25 and len(K.TOPIC_FRAMES) >= 15 and len(K.PRESENCE_FRAMES) >= 10
+    read = K.knowledge(5000, seed=0)
+    assert sum(s.answers[0][0] > len(s.text)/3 for s in read) > .85*len(read)
+    assert all(s.text[b:b + 1] in '.:? ,' for s in read for _, b in s.answers)
 
 
 def test_answers_stand_where_they_are_said_to():
-    told = K.knowledge(3000, seed=1)
+    read = K.knowledge(3000, seed=1)
     words = {*K.genres(), 'yes', 'no', *(n for t in K.load_facts()['topic'].values() for names in t.get('answers', {}).values() for n in names),
              *(a for t in K.load_facts()['topic'].values() for a in [*t.get('sides', {}).values(), t.get('middle')] if a)}
-    gists = [a for s in told for a in [s.text[a:b] for a, b in s.answers] if a not in words]
-    assert .02 < len(gists)/len(told) < .1 and all(len(g.split()) > 1 and re.search(r'\b(music|songs|tunes|pieces|sounds|dances|riffs|beats)\b', g) for g in gists)
-    assert .4 < sum(s.text[a:b] in K.genres() for s in told for a, b in s.answers)/len(told) < .8
-    answers = [s.text[a:b] for s in told for a, b in s.answers]
+    gists = [a for s in read for a in [s.text[a:b] for a, b in s.answers] if a not in words]
+    assert .02 < len(gists)/len(read) < .1 and all(len(g.split()) > 1 and re.search(r'\b(music|songs|tunes|pieces|sounds|dances|riffs|beats)\b', g) for g in gists)
+    assert .4 < sum(s.text[a:b] in K.genres() for s in read for a, b in s.answers)/len(read) < .8
+    answers = [s.text[a:b] for s in read for a, b in s.answers]
     assert .8 < answers.count('yes')/answers.count('no') < 1.25
 
 
@@ -85,9 +85,9 @@ def test_a_question_is_only_asked_where_the_features_tell():
     rng = random.Random(0)
     assert K.answer_of('tempo', [('drums', 'none')], rng) is None and K.answer_of('lead', [('lead', 'sax')], rng) == 'saxophone'
     assert K.answer_of('energy', [('tempo', 'fast'), ('feel', 'waltz')], rng) is None and K.answer_of('energy', [('tempo', 'fast'), ('drums', 'double')], rng) == 'high' and K.answer_of('energy', [('tempo', 'fast'), ('drums', 'none')], rng) == 'medium'
-    assert K.draw_presence([('mood', 'sad')], rng) is None and K.draw_question('presence', [('mood', 'sad')], rng) is None
+    assert K.sample_presence([('mood', 'sad')], rng) is None and K.sample_question('presence', [('mood', 'sad')], rng) is None
     for seed in range(50):
-        thing, answer = K.draw_presence([('lead', 'sax'), ('bass', 'none')], random.Random(seed))
+        thing, answer = K.sample_presence([('lead', 'sax'), ('bass', 'none')], random.Random(seed))
         assert (answer == 'yes') == (thing == 'a saxophone') and thing not in ('a guitar', 'drums')  # backing and drums were not told
 
 
@@ -114,10 +114,10 @@ def test_tokenizer(tmp_path, sentences):
 
 
 def test_coverage():
-    c = K.coverage(['a slow and weary tune'], ['Slow and weary', 'a tune'])
+    c = K.phrase_coverage(['a slow and weary tune'], ['Slow and weary', 'a tune'])
     assert c == dict(words=1., fourgrams=0.)
-    assert K.coverage([], ['x']) == dict(words=0., fourgrams=0.)
-    assert K.coverage(['one two three four five'], ['one two three four'])['fourgrams'] == .5
+    assert K.phrase_coverage([], ['x']) == dict(words=0., fourgrams=0.)
+    assert K.phrase_coverage(['one two three four five'], ['one two three four'])['fourgrams'] == .5
 
 
 def test_expand_and_count():
@@ -128,14 +128,14 @@ def test_expand_and_count():
 
 def test_things_come_as_often_with_yes_as_with_no():
     rng, asked = random.Random(2), []
-    for _ in range(6000): asked.append(K.draw_presence(K.draw_features(K.draw_strand(rng.choice(K.genres()), rng), rng.choice(K.HOW_LONG), rng), rng))
+    for _ in range(6000): asked.append(K.sample_presence(K.sample_features(K.sample_strand(rng.choice(K.genres()), rng), rng.choice(K.FEATURE_COUNTS), rng), rng))
     for thing in ('drums', 'a saxophone', 'a piano', 'a choir'):
         yes, no = asked.count((thing, 'yes')), asked.count((thing, 'no'))
         assert min(yes, no) > 25 and .4 < yes/no < 2.5, thing
 
 
 def test_scales():
-    assert K.weigh('energy', [('tempo', 'fast'), ('drums', 'none')]) == 0 < K.weigh('light', [('harmony', 'major')])
+    assert K.scale_sum('energy', [('tempo', 'fast'), ('drums', 'none')]) == 0 < K.scale_sum('light', [('harmony', 'major')])
     rng = random.Random(0)
     wild = [('tempo', 'fast'), ('drums', 'double')]
     assert K.answer_of('mood', wild + [('harmony', 'minor')], rng) == 'angry' and K.answer_of('mood', wild + [('harmony', 'major'), ('mood', 'happy')], rng) == 'happy'
@@ -145,4 +145,4 @@ def test_scales():
 def test_many_ways_to_ask(sentences):
     "A question for the genre is seldom asked twice in the same words."
     rng = random.Random(0)
-    assert len({K.compose(rng.choice(K.COMPOSED), rng) for _ in range(1000)}) > 600 and not re.search(r'\{(noun|who|says|place|when)\}', ' '.join(sentences))
+    assert len({K.fill_slots(rng.choice(K.COMPOSED_FRAMES), rng) for _ in range(1000)}) > 600 and not re.search(r'\{(noun|who|says|place|when)\}', ' '.join(sentences))

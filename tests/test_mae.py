@@ -4,8 +4,9 @@ import numpy as np, pytest, torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 from logocentric.core import set_seed
-from logocentric.mae import (MASKING, MAEConfig, MAEEncoder, MAEModel, choose_patches, clip_noise, embed, embed_frames, glimpses,
-                             interpolate_hidden, masked_mse, patchify, per_patch_normalise, shape_noise, sincos_positions, unpatchify)
+from logocentric.encoder.mae import (MASKING, MAEConfig, MAEEncoder, MAEModel, choose_patches, clip_noise, embed,
+                                     embed_frames, random_patches, interpolate_hidden, masked_mse, patchify,
+                                     per_patch_normalise, shape_noise, sincos_positions, unpatchify)
 
 @pytest.fixture(autouse=True)
 def seeded(): set_seed(0)
@@ -48,7 +49,7 @@ def test_patch_embedding_equals_a_convolution():
 def test_loss_equals_vit_mae(target):
     model, theirs, x = tiny(target=target), vit_mae(norm_pix_loss=target == 'per_patch'), torch.randn(3, 80, 80)*2 + 1
     out = theirs(x.transpose(1, 2)[:, None])
-    torch.testing.assert_close(masked_mse(out.logits, model.target(x), model.scored(out.mask.bool(), None)), out.loss)
+    torch.testing.assert_close(masked_mse(out.logits, model.target(x), model.loss_weight(out.mask.bool(), None)), out.loss)
 
 def test_masks_equal_vit_mae():
     theirs, noise = vit_mae(mask_ratio=.75), torch.rand(2, 40)
@@ -84,8 +85,8 @@ def test_gradients_stay_where_they_belong(loss_on):
     felt = torch.autograd.grad(out.prediction.square().sum(), x, retain_graph=True)[0]
     visible = out.patch_mask & ~out.hidden
     assert torch.equal(patchify(felt).abs().amax(-1) > 0, visible)
-    scored = torch.autograd.grad(out.loss, x)[0]
-    assert not scored[~mask].any()                                        # padding is neither seen nor scored
+    loss_weight = torch.autograd.grad(out.loss, x)[0]
+    assert not loss_weight[~mask].any()                                        # padding is neither seen nor scored
 
 @pytest.mark.parametrize('frames', [1, 15, 16, 17, 500, 1001, 3000])
 def test_any_length(frames):
@@ -301,22 +302,22 @@ def test_embeddings_stack_frequency():
 def test_glimpses_take_as_many_patches_of_each_row(frames, share):
     e, x = tiny().encoder, torch.randn(3, frames, 80)
     cols = -(-frames//16)
-    keep = glimpses(x, e.config, share).view(3, 5, -1)
+    keep = random_patches(x, e.config, share).view(3, 5, -1)
     assert keep.shape[-1] == max(1, round(share*cols))
     for k in keep.flatten(0, 1): assert len(set(k.tolist())) == len(k)
     assert (keep//cols == torch.arange(5)[:, None]).all()
-    assert share == 1 or not torch.equal(keep, glimpses(x, e.config, share).view(3, 5, -1))
+    assert share == 1 or not torch.equal(keep, random_patches(x, e.config, share).view(3, 5, -1))
 
 def test_glimpsing_everything_is_looking():
     e, x = tiny().encoder, torch.randn(2, 64, 80)
     whole, real = embed_frames(e, x)
-    seen, _ = embed_frames(e, x, keep=glimpses(x, e.config, 1.))
+    seen, _ = embed_frames(e, x, keep=random_patches(x, e.config, 1.))
     assert real.all()
     torch.testing.assert_close(seen.mean(1), whole.mean(1)); torch.testing.assert_close(seen.var(1), whole.var(1))
 
 def test_a_row_of_a_glimpse_is_of_that_row():
     e, x = tiny().encoder, torch.randn(1, 64, 80)
-    keep = glimpses(x, e.config, .5)
+    keep = random_patches(x, e.config, .5)
     columns, real = embed_frames(e, x, keep=keep)
     expected = e(x, keep=keep).last_hidden_state.view(1, 5, 2, -1)
     assert columns.shape == (1, 2, 320) and real.shape == (1, 2)

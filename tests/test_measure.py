@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from logocentric import measure
-from logocentric.core import LogocentricError, in_parts
-from logocentric.experiments import SCALES
-from logocentric.measure import Clock, Pieces, Steady, apart, card, curve, curves_without_gpu, rows_table, standing, take, terms_here, trials, verdict
-from logocentric.plan import DEVICES, Terms, find_device, measured_shares, plan
-from logocentric.table3 import PLANS
+from logocentric.pipeline import measure
+from logocentric.core import LogocentricError, halve_on_oom
+from logocentric.pipeline.experiments import SCALES
+from logocentric.pipeline.measure import (Clock, Pieces, Steady, apart, card, curve, curves_without_gpu, rows_table,
+                                          standing, take, terms_here, trials, verdict)
+from logocentric.pipeline.plan import DEVICES, Terms, find_device, measured_shares, plan
+from logocentric.pipeline.table3 import PLANS
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 H100 = Terms(DEVICES['H100'])
@@ -176,7 +177,7 @@ def test_halves_are_not_taken_for_the_whole(smoke, here):
     "What hears, says and reads goes on in halves where memory is too small: here that is a row that says so."
     def work(rows):
         if len(rows) > 2: raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    row = brief(replace(smoke['describe'], make=lambda: (torch.nn.Linear(2, 2), lambda: in_parts(work, [1, 2, 3, 4], 'sounds'))), here)
+    row = brief(replace(smoke['describe'], make=lambda: (torch.nn.Linear(2, 2), lambda: halve_on_oom(work, [1, 2, 3, 4], 'sounds'))), here)
     assert row['outcome'] == 'out of memory: the memory is too small for 4 sounds at a time: they are taken in halves; a smaller batch_size saves the attempts'
 
 

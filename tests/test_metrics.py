@@ -6,9 +6,11 @@ from scipy.stats import binom, norm
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from logocentric.core import LogocentricError
-from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, calibration_bins, calibration_error, calibration_score, chance_level,
-                                 confusion, d_prime, distance_score, holm, macro_f1, majority_level, mcnemar, mean_auc, mean_average_precision, pairwise, plot_confusion, plot_reliability, rank,
-                                 score, tagging, wilson_interval)
+from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, calibration_bins,
+                                 calibration_error, calibration_score, chance_level, confusion, d_prime,
+                                 distance_score, holm, macro_f1, majority_level, mcnemar, mean_auc,
+                                 mean_average_precision, pairwise, plot_confusion, plot_reliability, rank, score,
+                                 tagging, wilson_interval)
 
 LABELS = np.array('blues classical country disco hip-hop jazz metal pop reggae rock'.split())
 

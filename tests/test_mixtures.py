@@ -5,13 +5,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 import numpy as np, pytest, torch
 from symusic.core import NoteSecondList, ScoreSecond, TrackSecond
-from logocentric import mixtures
+from logocentric.data import mixtures
 from logocentric.core import LogocentricError, shared_path
-from logocentric.corpus import SECONDS, build_corpus, compose, loudness, play_track, sample_clip, synthesizer
-from logocentric.corpus import LABELS as GENRES
-from logocentric.frontend import FrontendConfig, LogMel
-from logocentric.mixtures import (MOST, NUMBER, SOURCES, VOCABULARY, WEIGHTS, Mixtures, build_mixtures, draw_mixture, mixture_labels, mixture_row,
-                                  piece_labels, render_mixture, source_waves)
+from logocentric.data.corpus import (CLIP_SECONDS, build_corpus, compose_score, loudness, play_track, sample_clip,
+                                     synthesizer)
+from logocentric.data.corpus import LABELS as GENRES
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.data.mixtures import (MAX_LABELS, SOURCE_COUNTS, SOUND_SOURCES, VOCABULARY, SOURCE_WEIGHTS, Mixtures,
+                                       build_mixtures, draw_mixture, mixture_labels, mixture_row, piece_labels,
+                                       render_mixture, source_waves)
 
 rng = lambda seed=0: np.random.default_rng(seed)
 
@@ -38,23 +40,23 @@ def test_second_names_are_ancestors(audioset):
     for n in nodes.values():
         for child in n['child_ids']: parents.setdefault(nodes[child]['name'], set()).add(n['name'])
     def ancestors(name): return parents.get(name, set()).union(*map(ancestors, parents.get(name, set())))
-    others = {s.name for s in SOURCES.values() for label in s.labels[1:] if label not in ancestors(s.labels[0])}
+    others = {s.name for s in SOUND_SOURCES.values() for label in s.labels[1:] if label not in ancestors(s.labels[0])}
     assert 'Dog' in ancestors('Bark') and others == {'whisper', 'alarm'}      # as the notebook says
 
 def test_vocabulary_is_what_the_sources_are_called():
-    assert set(VOCABULARY) == {label for s in SOURCES.values() for label in s.labels}
-    assert all(name == s.name and 1 <= len(s.labels) <= 3 and len(set(s.labels)) == len(s.labels) for name, s in SOURCES.items())
+    assert set(VOCABULARY) == {label for s in SOUND_SOURCES.values() for label in s.labels}
+    assert all(name == s.name and 1 <= len(s.labels) <= 3 and len(set(s.labels)) == len(s.labels) for name, s in SOUND_SOURCES.items())
     assert {'Chirp, tweet', 'Waves, surf', 'Thump, thud', 'Telephone bell ringing', 'Gunshot, gunfire', 'Baby cry, infant cry'} <= set(VOCABULARY)
     assert {'Drum', 'Drum kit', 'Drum roll', 'Drum machine', 'Cat', 'Cattle, bovinae'} <= set(VOCABULARY)
-    assert VOCABULARY is not GENRES and set(WEIGHTS) == set(SOURCES) and np.isclose(sum(WEIGHTS.values()), 1)
+    assert VOCABULARY is not GENRES and set(SOURCE_WEIGHTS) == set(SOUND_SOURCES) and np.isclose(sum(SOURCE_WEIGHTS.values()), 1)
 
 # --- sources
 
-@pytest.mark.parametrize('name', list(SOURCES))
+@pytest.mark.parametrize('name', list(SOUND_SOURCES))
 def test_every_source_sounds(name):
     player = synthesizer()
     for k in range(4):
-        wave = SOURCES[name].make(rng(100 + k), player)
+        wave = SOUND_SOURCES[name].make(rng(100 + k), player)
         assert wave.shape == (160_000,) and wave.dtype == np.float32 and np.isfinite(wave).all() and loudness(wave) > 3e-4, (name, k)
 
 def test_a_melody_has_a_note():
@@ -62,9 +64,9 @@ def test_a_melody_has_a_note():
 
 def test_phrases_stay_within_the_clip():
     for k in range(100):
-        for way in mixtures.WAYS.values(): assert all(0 <= t <= 2*SECONDS and length > 0 for t, length, _ in way(rng(k), list(range(50, 65)), .3))
+        for way in mixtures.PHRASES.values(): assert all(0 <= t <= 2*CLIP_SECONDS and length > 0 for t, length, _ in way(rng(k), list(range(50, 65)), .3))
         notes = mixtures._track(0, [(9.8, 3., 60), (9.99, 1., 62), (1., .5, 64)], rng(k)).notes
-        assert len(notes) == 2 and max(n.start + n.duration for n in notes) <= SECONDS + .01
+        assert len(notes) == 2 and max(n.start + n.duration for n in notes) <= CLIP_SECONDS + .01
 
 def test_a_passage_has_edges_and_a_middle():
     lengths = []
@@ -91,7 +93,7 @@ def test_drums_of_a_piece_are_called_by_kit_and_keys(kit, keys, labels):
 def test_who_is_named_in_a_piece_plays():
     seen = Counter()
     for k in range(40):
-        spec = sample_clip(700 + k); score, player = compose(spec), synthesizer()
+        spec = sample_clip(700 + k); score, player = compose_score(spec), synthesizer()
         for track in score.tracks: assert loudness(play_track(track, player)) > 1e-3, (k, track.name)
         labels = piece_labels(score); seen.update(labels)
         assert ('Drum' in labels) == (spec.attributes['drums'] == 'hand_drums')
@@ -102,7 +104,7 @@ def test_who_is_named_in_a_piece_plays():
 
 def test_a_mixture_has_few_labels_and_no_source_in_vain(specs, tags):
     for spec, labels in zip(specs, tags):
-        assert 1 <= len(spec.sources) == len(spec.levels) <= max(NUMBER) and 1 <= len(labels) <= MOST == 6
+        assert 1 <= len(spec.sources) == len(spec.levels) <= max(SOURCE_COUNTS) and 1 <= len(labels) <= MAX_LABELS == 6
         assert spec.levels[0] == 0 == max(spec.levels) and min(spec.levels) >= -12
         assert labels == sorted(labels, key=VOCABULARY.index) and len(labels) == len(set(labels))
         sets = mixtures._label_sets(spec)

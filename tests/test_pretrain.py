@@ -1,12 +1,13 @@
 """Pre-training by causes: what a batch says is true, what is hidden stays hidden, a killed run goes on."""
 import numpy as np, pytest, torch
-from logocentric.corpus import ATTRIBUTES, build_corpus
-from logocentric.frontend import FrontendConfig
-from logocentric.mae import MAEConfig
-from logocentric.pretrain import (MUSIC, NOT_ASKED, Listening, Objective, Pretrainer, colour, columns_visible, mix, phones_in_columns,
-                                  pool_visible, pretrain, to_grid, transpose)
-from logocentric.probe import load_encoder
-from logocentric.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
+from logocentric.data.corpus import ATTRIBUTES, build_corpus
+from logocentric.audio.frontend import FrontendConfig
+from logocentric.encoder.mae import MAEConfig
+from logocentric.encoder.pretrain import (MUSIC, IGNORE_INDEX, PretrainingClips, Objective, Pretrainer, colour,
+                                          visible_frame_embeddings, mix, phones_in_columns, pool_visible, pretrain,
+                                          to_grid, transpose)
+from logocentric.encoder.probe import read_encoder
+from logocentric.data.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
 from logocentric.training import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
@@ -19,7 +20,7 @@ def corpora(tmp_path_factory):
 
 
 @pytest.fixture
-def lesson(corpora): return Listening(*corpora, FrontendConfig())
+def lesson(corpora): return PretrainingClips(*corpora, FrontendConfig())
 
 
 def config(**changes): return MAEConfig.preset('tiny', target='per_patch', **changes)
@@ -38,8 +39,8 @@ def test_a_batch_is_a_function_of_its_numbers_and_seed(lesson):
 def test_music_is_asked_for_attributes_and_sounds_for_phones(lesson):
     batch = answers(lesson, [0, 1, 6, 10])
     assert batch['kind'][:2].tolist() == [MUSIC, MUSIC] and (batch['kind'][2:] < MUSIC).all()
-    assert (batch['attributes'][:2] >= 0).all() and (batch['attributes'][2:] == NOT_ASKED).all()
-    assert (batch['phones'][:2] == NOT_ASKED).all() and (batch['phones'][2:] > NOT_ASKED).all()
+    assert (batch['attributes'][:2] >= 0).all() and (batch['attributes'][2:] == IGNORE_INDEX).all()
+    assert (batch['phones'][:2] == IGNORE_INDEX).all() and (batch['phones'][2:] > IGNORE_INDEX).all()
 
 
 def test_answers_are_those_of_the_tables(lesson, corpora):
@@ -51,7 +52,7 @@ def test_answers_are_those_of_the_tables(lesson, corpora):
 
 
 def test_validation_crops_are_fixed_and_untouched(corpora):
-    fixed = Listening(*corpora, FrontendConfig(), random=False)
+    fixed = PretrainingClips(*corpora, FrontendConfig(), random=False)
     a, b = answers(fixed, [0, 8], 1), answers(fixed, [0, 8], 2)
     assert torch.equal(a['logmel'], b['logmel'])
     music, c = corpora[0], FrontendConfig()
@@ -81,13 +82,13 @@ def test_a_mixture_is_never_softer_and_adds_power():
 
 
 def test_a_voice_behind_is_unknown(lesson, monkeypatch):
-    import logocentric.pretrain as module
+    import logocentric.encoder.pretrain as module
     monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=0.))
     plain = answers(lesson, [0, 7, 9, 12, 15], 3)
     monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=1.))
     mixed = answers(lesson, [0, 7, 9, 12, 15], 3)
     behind = plain['phones'].roll(1, 0)
-    voiced = (plain['phones'] != NOT_ASKED) & (behind != 0) & (behind != NOT_ASKED)
+    voiced = (plain['phones'] != IGNORE_INDEX) & (behind != 0) & (behind != IGNORE_INDEX)
     assert voiced.any() and (mixed['phones'][voiced] == UNKNOWN).all() and torch.equal(mixed['phones'][~voiced], plain['phones'][~voiced])
 
 
@@ -133,7 +134,7 @@ def test_pooling_ignores_what_is_hidden():
 def test_columns_are_scaled_for_their_hidden_rows():
     grid, seen = torch.ones(1, 4, 2, 3), torch.ones(1, 4, 2, 1)
     seen[:, 2:, 0] = 0
-    columns = columns_visible(grid*seen, seen)
+    columns = visible_frame_embeddings(grid*seen, seen)
     assert columns.shape == (1, 2, 12) and columns[0, 0].sum() == columns[0, 1].sum() == 12
 
 
@@ -142,8 +143,8 @@ def test_columns_of_unknown_phones_are_not_asked():
     model = Pretrainer(config())
     width = model.mae.config.patch_frames
     grid, seen = torch.randn(2, model.mae.config.n_rows, 4, model.mae.config.hidden_size), torch.ones(2, model.mae.config.n_rows, 4, 1)
-    kind, attributes, phones = torch.zeros(2, dtype=torch.long), torch.full((2, len(ATTRIBUTES)), NOT_ASKED), torch.zeros(2, 4*width, dtype=torch.long)
-    ask = lambda: model.name_causes(grid, seen, kind, phones, attributes)['phones']
+    kind, attributes, phones = torch.zeros(2, dtype=torch.long), torch.full((2, len(ATTRIBUTES)), IGNORE_INDEX), torch.zeros(2, 4*width, dtype=torch.long)
+    ask = lambda: model.auxiliary_losses(grid, seen, kind, phones, attributes)['phones']
     phones[:, 2*width + 1] = UNKNOWN
     with_unknown = ask()
     grid[:, :, 2] += 100
@@ -172,11 +173,11 @@ def test_a_batch_of_music_alone_or_sounds_alone_is_finite(lesson):
 
 def test_weights_of_lessons_are_obeyed(lesson):
     torch.manual_seed(0)
-    weights = dict(paint=2., kind=.5, attributes=0., phones=1.)
+    weights = dict(reconstruction=2., kind=.5, attributes=0., phones=1.)
     model = Pretrainer(config(), Objective(**weights))
     out = model(**answers(lesson, [0, 1, 7, 8]))
     assert torch.allclose(out.loss, sum(weights[k]*v for k, v in out.parts.items()))
-    assert 'paint' not in Pretrainer(config(), Objective(paint=0.))(**answers(lesson, [0, 7])).parts
+    assert 'paint' not in Pretrainer(config(), Objective(reconstruction=0.))(**answers(lesson, [0, 7])).parts
 
 
 def test_hidden_patches_do_not_reach_the_heads(lesson):
@@ -197,9 +198,9 @@ def test_hidden_patches_do_not_reach_the_heads(lesson):
 def test_a_killed_run_ends_as_one_left_alone(corpora, tmp_path):
     class Killed(Exception): pass
     def run(folder, **kwargs):
-        return pretrain(*corpora, FrontendConfig(), config(), FEW, folder, Listening(*corpora, FrontendConfig(), random=False), progress=False, **kwargs)
+        return pretrain(*corpora, FrontendConfig(), config(), FEW, folder, PretrainingClips(*corpora, FrontendConfig(), random=False), progress=False, **kwargs)
     whole, _ = run(tmp_path/'whole')
-    import logocentric.pretrain as module
+    import logocentric.encoder.pretrain as module
     original, left = module.save_encoder, [1]
     def die(*args):
         left[0] -= 1
@@ -216,6 +217,6 @@ def test_a_killed_run_ends_as_one_left_alone(corpora, tmp_path):
 def test_an_encoder_comes_back_with_its_frontend(corpora, tmp_path):
     frontend = FrontendConfig(mean=-6., std=4.)
     model, history = pretrain(*corpora, frontend, config(), FEW, tmp_path, progress=False)
-    encoder, found = load_encoder(tmp_path)
+    encoder, found = read_encoder(tmp_path)
     assert found == frontend and encoder.config.pad_value == pytest.approx((frontend.silence + 6)/4)
     for a, b in zip(encoder.parameters(), model.mae.encoder.parameters()): assert torch.equal(a, b)

@@ -2,16 +2,18 @@
 import copy, json, math
 from dataclasses import replace
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, soundfile as sf, torch
-from logocentric.captioner import pool
+from logocentric.captioner.model import pool
 from logocentric.core import LogocentricError, shared_path, write_json
-from logocentric.corpus import Corpus, logmel_statistics
-from logocentric.frontend import FrontendConfig, LogMel
-from logocentric.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames
+from logocentric.data.corpus import Corpus, logmel_statistics
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames
 from logocentric.metrics import mcnemar
-from logocentric.probe import (FINE_TUNING, LINES, PROBES, SONIC_PI, Augmentation, FineTuned, HearModel, LabelledClips, ProbeTask,
-                               clip_features, columns_at_once, compare_lines, cuts, drop_patches, esc10, extract, fine_tune,
-                               get_scene_embeddings, get_timestamp_embeddings, inner_folds, layer_groups, layers, load_encoder, load_model,
-                               probe, random_like, rendered, save_encoder, show_probe, sonic_pi, sonic_pi_kind, spoken_digits, statistics)
+from logocentric.encoder.probe import (FINE_TUNING, BASELINES, PROBES, SONIC_PI, Augmentation, FineTuned, HearModel,
+                                       LabelledClips, ProbeTask, clip_features, max_columns, compare_features,
+                                       piece_edges, drop_patches, esc10, extract, fine_tune, get_scene_embeddings,
+                                       get_timestamp_embeddings, inner_folds, layer_groups, layer_embeddings,
+                                       read_encoder, load_model, probe, random_like, rendered_task, save_encoder,
+                                       show_probe, sonic_pi, sonic_pi_kind, spoken_digits, clip_statistics)
 from logocentric.training import TrainConfig, train
 from sklearn.base import clone
 
@@ -76,13 +78,13 @@ def test_long_clips_are_cut_and_short_neighbours_do_not_matter(encoder):
 
 @pytest.mark.parametrize('frames', [1, 16, 1008, 1009, 5000, 12345])
 def test_cuts_are_nearly_equal(frames):
-    edges = np.array(cuts(frames, 16, 63))
+    edges = np.array(piece_edges(frames, 16, 63))
     columns = np.ceil(np.diff(edges)/16)
     assert edges[0] == 0 and edges[-1] == frames and not (edges[:-1] % 16).any()
     assert columns.max() <= 63 and columns.max() - columns.min() <= 1
 
 def test_columns_at_once(encoder):
-    assert columns_at_once(encoder, CONFIG) == math.ceil(1001/16) and columns_at_once(tabled(20), CONFIG) == 20
+    assert max_columns(encoder, CONFIG) == math.ceil(1001/16) and max_columns(tabled(20), CONFIG) == 20
 
 @pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval(), tabled])
 @torch.no_grad()
@@ -90,7 +92,7 @@ def test_layers_are_the_residual_stream(make):
     e, x, mask = make(), torch.randn(2, 64, 80), torch.arange(64) < torch.tensor([[64], [30]])
     seen = []
     hook = e.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out))
-    states, real = layers(e, x, mask)
+    states, real = layer_embeddings(e, x, mask)
     hook.remove()
     patches = seen[0][:, -20:].view(2, 5, 4, 64).permute(0, 2, 1, 3).reshape(2, 4, 320)
     assert len(states) == 3 and real.tolist() == [[True]*4, [True]*2 + [False]*2]
@@ -125,8 +127,8 @@ def test_extract_refuses_other_mels(encoder):
 
 def test_statistics_equal_the_corpus_line():
     clips = logmels(50, 50, 50)
-    np.testing.assert_allclose(statistics(clips), logmel_statistics(np.stack(clips)), atol=1e-6)
-    uneven = statistics(logmels(50, 9, 1))
+    np.testing.assert_allclose(clip_statistics(clips), logmel_statistics(np.stack(clips)), atol=1e-6)
+    uneven = clip_statistics(logmels(50, 9, 1))
     assert uneven.shape == (3, 240) and np.isfinite(uneven).all() and not uneven[2, 80:].any()
 
 def test_random_like_is_seeded_and_leaves_the_global_state_alone(encoder):
@@ -161,12 +163,12 @@ def corpus(folder, gtzan, config=CONFIG):
 
 def test_rendered_trains_on_the_first_labelled_clips(tmp_path):
     train, test = corpus(tmp_path/'a', ['jazz', None, 'rock', 'jazz', 'rock', 'rock']), corpus(tmp_path/'b', ['rock', None, 'jazz'])
-    t = rendered(train, test, 'gtzan', n=3)
+    t = rendered_task(train, test, 'gtzan', n=3)
     assert t.folds.tolist() == [-1, -1, -1, 0, 0] and t.labels.tolist() == ['jazz', 'rock', 'jazz', 'rock', 'jazz'] and not t.development
     np.testing.assert_array_equal(t.clips[1], train.features[2]); np.testing.assert_array_equal(t.clips[4], test.features[2])
-    with pytest.raises(LogocentricError, match='no column'): rendered(train, test, 'colour')
+    with pytest.raises(LogocentricError, match='no column'): rendered_task(train, test, 'colour')
     other = corpus(tmp_path/'c', ['rock', 'jazz'], FrontendConfig(f_min=20.))
-    with pytest.raises(LogocentricError, match='settings'): rendered(train, other, 'gtzan')
+    with pytest.raises(LogocentricError, match='settings'): rendered_task(train, other, 'gtzan')
 
 def wav(path, rate=8000):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +209,7 @@ def test_real_esc10(encoder):
     assert len(t.clips) == 240 and len(set(t.labels)) == 10 and t.chance == .1 and not t.development
     assert (pd.crosstab(t.labels, t.folds).to_numpy() == 8).all() and t.test_folds == [1, 2, 3]
     assert np.isfinite(extract(encoder, CONFIG, t.clips[:2])).all()
-    assert .6 < probe(statistics(t.clips), t).score.value < .8           # 0.73 without tuning
+    assert .6 < probe(clip_statistics(t.clips), t).score.value < .8           # 0.73 without tuning
 
 @real
 def test_real_digits():
@@ -280,8 +282,8 @@ def test_a_probe_refuses(features, kind, message):
 def test_comparison_is_paired():
     x, t = task()
     rng = np.random.default_rng(9)
-    sets = {LINES['p_statistics']: rng.standard_normal((60, 3)), 'ours': x}
-    frame = compare_lines(t, sets)
+    sets = {BASELINES['p_statistics']: rng.standard_normal((60, 3)), 'ours': x}
+    frame = compare_features(t, sets)
     a, b = (probe(f, t) for f in sets.values())
     assert frame.loc['ours', 'p_statistics'] == mcnemar(a.truth, a.predictions, b.predictions) and frame['p_random'].isna().all()
     assert math.isnan(frame['p_statistics'].iloc[0]) and frame['dims_percent'].tolist() == [25, 100] and (frame['n'] == 60).all()
@@ -289,7 +291,7 @@ def test_comparison_is_paired():
 
 def test_plot_shows_rows_and_chance():
     x, t = task()
-    ax = show_probe(compare_lines(t, {'a': x, 'b': x[:, :2]}))
+    ax = show_probe(compare_features(t, {'a': x, 'b': x[:, :2]}))
     assert [label.get_text() for label in ax.get_yticklabels()] == ['a', 'b']
     assert any(set(line.get_xdata()) == {t.chance} for line in ax.lines)
     plt.close('all')
@@ -412,7 +414,7 @@ def test_lower_layers_learn_slower():
 @pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval(), tabled])
 def test_an_encoder_travels_with_its_frontend(make, tmp_path):
     e, config, clips = make(), FrontendConfig(mean=-6.5, std=3.9), logmels(30, 50)
-    loaded, settings = load_encoder(save_encoder(e, config, tmp_path/'ear'))
+    loaded, settings = read_encoder(save_encoder(e, config, tmp_path/'ear'))
     assert settings == config
     np.testing.assert_array_equal(extract(loaded, settings, clips), extract(e, config, clips))
 
@@ -452,7 +454,7 @@ def test_a_scene_is_what_extract_says(encoder, seconds):
 
 def test_pieces_have_no_seams(encoder):
     audio, model = sound(3, n=1)*.1, HearModel(encoder, CONFIG)
-    edges = cuts(301, 16, 5)
+    edges = piece_edges(301, 16, 5)
     pieces = torch.cat([model.piece(audio, a, b) for a, b in zip(edges, edges[1:])], 1)
     torch.testing.assert_close(pieces, MEL.normalise(MEL(audio)), atol=1e-5, rtol=1e-5)
 

@@ -4,10 +4,10 @@ from argparse import Namespace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from logocentric.core import LogocentricError, set_seed
-from logocentric.frontend import FrontendConfig, LogMel
-from logocentric.mae import MAEEncoder, embed, embed_frames
-from logocentric.published import (encoder_weights, fitting_policy, load_published, published_frontend, published_kind,
-                                   read_checkpoint)
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.encoder.mae import MAEEncoder, embed, embed_frames
+from logocentric.encoder.published import (encoder_weights, fitting_policy, load_published, published_frontend,
+                                           published_kind, read_checkpoint)
 
 @pytest.fixture(autouse=True)
 def seeded(): set_seed(0)

@@ -1,10 +1,10 @@
 "The studies of readers at scale smoke: each runs to its end and writes a record that says enough."
 import pytest
 from logocentric.core import LogocentricError, load_records, shared_path
-from logocentric.experiments import SCALES, TEST_SETS, run_experiment
-from logocentric.sentences import minilm_folder
-from logocentric.tasks import METRICS, TASKS
-from logocentric.why import PROMPT_LAB, VERDICTS
+from logocentric.pipeline.experiments import SCALES, TEST_SETS, run_experiment
+from logocentric.reasoner.sentences import minilm_folder
+from logocentric.reasoner.tasks import METRICS, TASKS
+from logocentric.reasoner.analysis import PROMPT_LAB, VERDICTS
 
 N, DRAWS, READERS = SCALES['smoke'].test, SCALES['smoke'].draws, SCALES['smoke'].readers
 

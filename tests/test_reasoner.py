@@ -5,13 +5,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM,
                           LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
 from logocentric.core import LogocentricError, OutOfMemory, shared_path
-from logocentric.knowledge import genres, knowledge, train_tokenizer
-from logocentric.reader import SIZES, ChosenLoss, ReasonerSize, Sentences, train_reasoner
-from logocentric.reasoner import (CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, Trie, collisions, domain_premise, fill, label_aliases, label_report, label_tokens,
-                                  label_words, tf32)
+from logocentric.reasoner.knowledge import genres, knowledge, train_tokenizer
+from logocentric.reasoner.training import (REASONER_SIZES, SelectedTokenLoss, ReasonerSize, KnowledgeDataset,
+                                           train_reasoner)
+from logocentric.reasoner.model import (CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, Trie, collisions,
+                                        domain_premise, fill, label_aliases, label_report, label_tokens, label_words,
+                                        tf32)
 
 DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')]
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
 
 
 @pytest.fixture(scope='module')
@@ -439,14 +441,14 @@ def test_it_is_frozen_and_travels(tokenizer, tmp_path):
 
 def test_loss_is_transformers_own(sentences, tokenizer):
     model = Reasoner.from_config('small', tokenizer).model
-    batch = Sentences(sentences[:256], tokenizer, keep=.2).batch([1, 2], np.random.default_rng(0))
-    assert torch.allclose(ChosenLoss(model)(**batch).loss, model(**batch).loss, atol=1e-5)
+    batch = KnowledgeDataset(sentences[:256], tokenizer, keep=.2).batch([1, 2], np.random.default_rng(0))
+    assert torch.allclose(SelectedTokenLoss(model)(**batch).loss, model(**batch).loss, atol=1e-5)
 
 
 def test_every_sentence_has_an_answer(sentences, tokenizer):
     "What counts is what the knowledge says is an answer, and none is without."
     answers = {s.text: ''.join(s.text[a:b] for a, b in s.answers).replace(' ', '') for s in sentences}
-    for bundle in Sentences(sentences, tokenizer, keep=0.).items:
+    for bundle in KnowledgeDataset(sentences, tokenizer, keep=0.).items:
         for ids, answer in bundle: assert tokenizer.decode(ids[answer]).replace(' ', '') == answers[tokenizer.decode(ids[:-1])] != ''
 
 
@@ -459,5 +461,5 @@ def test_training_learns_and_repeats(sentences, tokenizer, tmp_path):
 
 
 def test_sizes_grow():
-    widths = [SIZES[s].hidden_size for s in ('small', 'medium', 'large')]
+    widths = [REASONER_SIZES[s].hidden_size for s in ('small', 'medium', 'large')]
     assert widths == sorted(set(widths))

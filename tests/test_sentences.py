@@ -2,11 +2,12 @@
 import hashlib, warnings
 import numpy as np, pytest, torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
-from logocentric import sentences
+from logocentric.reasoner import sentences
 from logocentric.core import LogocentricError
-from logocentric.corpus import LABELS, corpus_clip, describe_clip
+from logocentric.data.corpus import LABELS, corpus_clip, describe_clip
 from logocentric.metrics import accuracy
-from logocentric.sentences import DESCRIBED, SentenceReasoner, described, label_texts, mean_pool, minilm_folder
+from logocentric.reasoner.sentences import (LABEL_DESCRIPTIONS, SentenceReasoner, described, label_texts, mean_pool,
+                                            minilm_folder)
 
 TEXTS = ['slow and weary, with a wailing harmonica', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass; happy', 'Calm', '']
 WORDS = sorted({*' '.join(TEXTS).lower().replace('.', ' .').replace(',', ' ,').replace(';', ' ;').split(), 'this', 'music', 'is', 'jazz', 'metal', 'swinging', 'trio'})
@@ -170,14 +171,14 @@ def test_one_label_as_a_word(): assert label_texts('Jazz') == {'jazz': ['This mu
 # --- the described labels
 
 def test_both_sets_of_genres_are_described():
-    assert {l.lower() for labels in LABELS.values() for l in labels} == set(DESCRIBED)
+    assert {l.lower() for labels in LABELS.values() for l in labels} == set(LABEL_DESCRIPTIONS)
     for kind, labels in LABELS.items(): assert list(described(labels)) == [l.lower() for l in labels], kind
-    assert all(3 <= len(texts) <= 6 and len(set(texts)) == len(texts) for texts in DESCRIBED.values())
+    assert all(3 <= len(texts) <= 6 and len(set(texts)) == len(texts) for texts in LABEL_DESCRIPTIONS.values())
     with pytest.raises(LogocentricError, match='no description of polka'): described(['jazz', 'polka'])
 
 
 def test_no_text_says_its_own_label():
-    assert [(l, t) for l, texts in DESCRIBED.items() for t in texts if l in t.lower()] == []
+    assert [(l, t) for l, texts in LABEL_DESCRIPTIONS.items() for t in texts if l in t.lower()] == []
 
 
 # --- all-MiniLM-L6-v2
@@ -207,7 +208,7 @@ def test_minilm_has_the_published_weights(minilm):
 @pytest.mark.slow
 def test_minilm_embeds_as_its_own_library_does(minilm):
     from sentence_transformers import SentenceTransformer
-    texts = [*TEXTS, *[t for texts in DESCRIBED.values() for t in texts], 'a long and winding tune, '*80]
+    texts = [*TEXTS, *[t for texts in LABEL_DESCRIPTIONS.values() for t in texts], 'a long and winding tune, '*80]
     with pytest.warns(UserWarning, match='1 of'): vectors = minilm.embed(texts)
     np.testing.assert_allclose(vectors, SentenceTransformer(str(minilm_folder()), device='cpu').encode(texts), atol=1e-5)
     np.testing.assert_allclose(vectors[:5], np.concatenate([minilm.embed(t) for t in TEXTS]), atol=1e-5)

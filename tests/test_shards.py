@@ -4,17 +4,17 @@ from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
-import logocentric.shards
-from logocentric.captioner import Captioner, Pairs, tokenise
-from logocentric.clips import Crops, build_clips
+import logocentric.data.shards
+from logocentric.captioner.model import Captioner, Pairs, tokenise
+from logocentric.data.clips import Crops, build_clips
 from logocentric.core import LogocentricError, read_json
-from logocentric.corpus import build_corpus
-from logocentric.datasets import DataError, read_table
-from logocentric.frontend import FrontendConfig
-from logocentric.knowledge import train_tokenizer
-from logocentric.mae import MAEConfig
-from logocentric.shards import LazyPairs, Rendered, Shards, _source, clip_bytes, clip_of_bytes, write_shards
-from logocentric.sounds import build_sounds
+from logocentric.data.corpus import build_corpus
+from logocentric.data.manifests import DataError, read_table
+from logocentric.audio.frontend import FrontendConfig
+from logocentric.reasoner.knowledge import train_tokenizer
+from logocentric.encoder.mae import MAEConfig
+from logocentric.data.shards import LazyPairs, LazyCorpus, Shards, _packing_of, clip_bytes, clip_of_bytes, write_shards
+from logocentric.data.sounds import build_sounds
 from logocentric.training import TrainConfig, batch_indices, fetch, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -142,8 +142,8 @@ def test_any_number_of_workers_writes_the_same_files(recordings, tmp_path):
 
 
 def test_what_goes_to_workers(recordings, corpus):
-    for source in (recordings, corpus, Rendered(5, seed=3)):
-        here = _source(source, None, .6, FrontendConfig())
+    for source in (recordings, corpus, LazyCorpus(5, seed=3)):
+        here = _packing_of(source, None, .6, FrontendConfig())
         there = pickle.loads(pickle.dumps((here.items([3, 1]), here.read)))
         assert len(pickle.dumps(here.read)) < 200_000, 'no features travel'
         for a, b in zip(there[0], here.items([3, 1])): assert clip_bytes('k', there[1](a)) == clip_bytes('k', here.read(b))
@@ -163,11 +163,11 @@ def test_a_killed_run_goes_on(twenty, tmp_path):
 
 
 def test_killed_while_decoding(recordings, tmp_path, monkeypatch):
-    seen, real = [], logocentric.shards.read_clip
+    seen, real = [], logocentric.data.shards.read_clip
     def counted(path, *args):
         if len(seen) == 5: seen.append('killed'); raise KeyboardInterrupt
         seen.append(path); return real(path, *args)
-    monkeypatch.setattr(logocentric.shards, 'read_clip', counted)
+    monkeypatch.setattr(logocentric.data.shards, 'read_clip', counted)
     go = lambda: write_shards(tmp_path/'s', recordings, seconds=.6, size=2, processes=1)
     with pytest.raises(KeyboardInterrupt): go()
     with pytest.raises(LogocentricError, match='make them with `write_shards`'): Shards(tmp_path/'s')
@@ -176,12 +176,12 @@ def test_killed_while_decoding(recordings, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
-    real, left = logocentric.shards.clip_bytes, [7]
+    real, left = logocentric.data.shards.clip_bytes, [7]
     def full(*args):
         left[0] -= 1
         if not left[0]: raise OSError(errno.ENOSPC, 'No space left on device')
         return real(*args)
-    monkeypatch.setattr(logocentric.shards, 'clip_bytes', full)
+    monkeypatch.setattr(logocentric.data.shards, 'clip_bytes', full)
     with pytest.raises(LogocentricError, match='the disk of s is full: 2 shards are whole'): write_shards(tmp_path/'s', iter(made(10)), size=3)
     assert sorted(p.name for p in (tmp_path/'s').glob('*.tar')) == ['shard-000000.tar', 'shard-000001.tar'] and not list((tmp_path/'s').glob('.*.tmp'))
     shards = write_shards(tmp_path/'s', iter(made(10)), size=3)
@@ -307,12 +307,12 @@ def test_the_same_from_a_network(distant, twenty, tmp_path):
 
 def test_what_is_not_used_makes_room(distant, tmp_path):
     size = 3*max(s['bytes'] for s in Shards(distant[0]).index['shards'])
-    far = Shards(distant[0], window=1, cache=tmp_path/'cache', room=size)
+    far = Shards(distant[0], window=1, cache=tmp_path/'cache', cache_bytes=size)
     for i, c in enumerate(made(20)):
         same(far.clip(i), c)
         assert sum(p.stat().st_size for p in far.cache.glob('*.tar')) <= size
     assert far.name(6) in {p.name for p in far.cache.glob('*.tar')} and far.name(0) not in {p.name for p in far.cache.glob('*.tar')}
-    with pytest.raises(LogocentricError, match='cannot hold the shards of a window'): Shards(distant[0], window=2, room=size)
+    with pytest.raises(LogocentricError, match='cannot hold the shards of a window'): Shards(distant[0], window=2, cache_bytes=size)
 
 
 def test_an_index_cannot_name_files_elsewhere(twenty, tmp_path):
@@ -358,7 +358,7 @@ def tokenizer(corpus): return train_tokenizer(corpus.table.description.tolist(),
 def test_batches_are_those_of_pairs(corpus, tokenizer, tmp_path, crop):
     pairs = Pairs(corpus.features, corpus.table.description, tokenizer, crop, corpus.table.id.tolist())
     shards = write_shards(tmp_path/'s', corpus, size=4, seed=None, processes=1)
-    for source in (shards, Rendered(9, seed=7)):
+    for source in (shards, LazyCorpus(9, seed=7)):
         lazy = LazyPairs(source, functools.partial(tokenise, tokenizer), crop)
         for indices, seed in (([3, 8, 0], 1), ([5], 2)):
             a, b = fetch(pairs, indices, seed), fetch(lazy, indices, seed)
@@ -385,7 +385,7 @@ def test_crops_for_pretraining_and_labels(corpus, tmp_path):
 
 @pytest.mark.parametrize('kwargs', [{}, dict(shift=True), dict(labels='gtzan')])
 def test_rendered_is_what_a_corpus_holds(tmp_path, kwargs):
-    corpus, rendered = build_corpus(tmp_path/'c', 4, seed=11, processes=1, **kwargs), Rendered(4, seed=11, **kwargs)
+    corpus, rendered = build_corpus(tmp_path/'c', 4, seed=11, processes=1, **kwargs), LazyCorpus(4, seed=11, **kwargs)
     assert np.array_equal(rendered.features[:], corpus.features[:]) and rendered.features.shape == corpus.features.shape
     rows = [json.loads(line) for line in (tmp_path/'c'/'clips.jsonl').open(encoding='utf-8')]
     assert list(rendered.rows()) == [{'text' if k == 'description' else k: v for k, v in r.items()} for r in rows]
@@ -397,7 +397,7 @@ class Whole:
 
 
 def test_workers_render_what_one_process_renders(corpus):
-    data = LazyPairs(Rendered(9, seed=7), lambda texts: dict(text=texts))
+    data = LazyPairs(LazyCorpus(9, seed=7), lambda texts: dict(text=texts))
     batch = data.batch([2, 5], None)
     loaded = next(iter(DataLoader(Whole(data), batch_size=None, sampler=[[2, 5]], num_workers=2)))
     assert torch.equal(loaded['logmel'], batch['logmel']) and torch.equal(batch['logmel'].half(), torch.from_numpy(corpus.features[[2, 5]]))
@@ -405,7 +405,7 @@ def test_workers_render_what_one_process_renders(corpus):
 
 
 def test_no_end():
-    endless = Rendered(seed=7)
+    endless = LazyCorpus(seed=7)
     assert [int(endless.order(0, 0)[p]) for p in (0, 5, 10**11)] == [0, 5, 10**11] and len(endless) > 10**12
     assert endless.clip(10**9)['id'] == '7-1000000000'
 
@@ -429,7 +429,7 @@ def lengths(texts): return dict(length=torch.tensor([[len(t)/100] for t in texts
 
 @pytest.mark.parametrize('source', ['shards', 'rendered'])
 def test_training_goes_on_as_if_nothing_had_happened(twenty, tmp_path, source):
-    clips, steps = (twenty, 10) if source == 'shards' else (Rendered(6, seed=1), 4)
+    clips, steps = (twenty, 10) if source == 'shards' else (LazyCorpus(6, seed=1), 4)
     data, mels = LazyPairs(clips, lengths, crop=4), clips.shape[-1]
     config = lambda **k: TrainConfig(steps=steps, batch_size=3, checkpoint_every=steps//2, keep='last', **k)
     calls = []
@@ -451,7 +451,7 @@ def test_from_a_list_of_recordings_to_a_captioner(recordings, tokenizer, tmp_pat
     data = LazyPairs(shards, functools.partial(tokenise, model.tokenizer), crop=(32, 64))
     history = train(model, data, TrainConfig(steps=3, batch_size=2, num_workers=2), data, progress=False)
     assert np.isfinite(history.frame.loss).all() and np.isfinite(history.best_loss)
-    assert len(model.say(model.hear(torch.from_numpy(shards.features[:1]).float()), max_new_tokens=3)) == 1
+    assert len(model.caption(model.encode(torch.from_numpy(shards.features[:1]).float()), max_new_tokens=3)) == 1
 
 
 class Watched(LazyPairs):
@@ -465,6 +465,6 @@ def test_the_loop_takes_the_order_of_the_shards(twenty):
     data = Watched(Shards(twenty.place, window=2), lengths)
     train(Guess(8), data, TrainConfig(steps=8, batch_size=5, seed=3, keep='last'), progress=False)
     assert data.asked == [i for t in range(8) for i in line(data, t, 5, 3)]
-    endless = Watched(Rendered(seed=2), lengths)
+    endless = Watched(LazyCorpus(seed=2), lengths)
     train(Guess(80), endless, TrainConfig(steps=2, batch_size=2, keep='last'), progress=False)
     assert endless.asked == [0, 1, 2, 3]

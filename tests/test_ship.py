@@ -1,10 +1,10 @@
 "What comes with the package: small, whole, each part with a card from its own records."
 import pytest, torch
-from logocentric.captioner import Captioner
+from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, load_records, read_json, results_path, shipped_path
-from logocentric.ear import load_ear
-from logocentric.experiments import Lab
-from logocentric.reasoner import Reasoner
+from logocentric.encoder.shipped import load_encoder
+from logocentric.pipeline.experiments import Lab
+from logocentric.reasoner.model import Reasoner
 from logocentric.ship import ship, write_cards
 
 
@@ -36,7 +36,7 @@ def test_what_ships_is_computed_with_in_single_precision():
 
 
 def test_the_captioner_hears_as_the_ear_does():
-    captioner, ear = Captioner.from_pretrained(shipped_path('captioner')), load_ear()
+    captioner, ear = Captioner.from_pretrained(shipped_path('captioner')), load_encoder()
     assert captioner.frontend.config == ear.frontend and captioner.config.encoder.hidden_size == ear.encoder.config.hidden_size
     assert not captioner.novelty_levels.isnan().any()
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from scipy.signal import find_peaks, welch
 from logocentric.core import LogocentricError
-from logocentric.corpus import build_corpus, genre_words
-from logocentric.frontend import FrontendConfig, LogMel
-from logocentric.sounds import (FREQUENCIES, KINDS, MODES, N, PHONES, RATE, STOPS, TICKS, UNKNOWN, VOWELS, Layer, Speaker, SoundCorpus, Utterance, arrange, band,
-                                build_sounds, describe_sound, draw_sound, event_times, filtered, frames_of, modal, partials, pulses, random_word,
-                                render_sound, resonance, segments, speak, utter)
-from logocentric.sounds import _put
+from logocentric.data.corpus import build_corpus, genre_words
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.data.sounds import (FREQUENCIES, KINDS, MODES, N, PHONES, STOPS, TICKS, UNKNOWN, VOWELS, Layer,
+                                     Speaker, SoundCorpus, Utterance, arrange, band, build_sounds, describe_sound,
+                                     draw_sound, event_times, filtered, frames_of, modal, partials, pulses,
+                                     random_word, render_sound, resonance, segments, speak, utter)
+from logocentric.data.corpus import RATE
+from logocentric.data.sounds import _put
 
 SPEECH = ['word', 'talk', 'whisper', 'chatter', 'vowel', 'laugh', 'cry']
 rng = lambda seed=0: np.random.default_rng(seed)

@@ -3,14 +3,15 @@ import os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
-from logocentric.captioner import Captioner, model_key
+from logocentric.captioner.model import Captioner, model_key
 from logocentric.core import LogocentricError, load_records, read_json, shipped_path
-from logocentric.corpus import LABELS
-from logocentric.datasets import DataError, read_dataset, read_table, write_skip_list
-from logocentric.experiments import Lab, published, reproduce, results_table, run_output, table
-from logocentric.frontend import LogMel
-from logocentric.shards import LazyPairs, write_shards
-from logocentric.sources import GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart, track_windows
+from logocentric.data.corpus import LABELS
+from logocentric.data.manifests import DataError, read_dataset, read_table, write_skip_list
+from logocentric.pipeline.experiments import Lab, published, reproduce, results_table, run_output, table
+from logocentric.audio.frontend import LogMel
+from logocentric.data.shards import LazyPairs, write_shards
+from logocentric.pipeline.sources import (GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart,
+                                          track_windows)
 
 ROOT = Path(__file__).parents[1]
 GTZAN, FMA = LABELS['gtzan'], LABELS['fma']
@@ -163,12 +164,12 @@ def test_a_recording_is_heard_as_describe_hears_it(disk, lab):
     picture = LogMel(model.frontend.config)(torch.from_numpy(sf.read(disk/'gtzan'/clips.table['path'].iloc[3])[0].astype(np.float32)))
     assert int(clips.frames[3]) == len(picture)
     batch, mask = model.length.batch([picture], model.frontend.config.silence)
-    torch.testing.assert_close(one, model.hear(batch, mask)[0].detach(), atol=2e-2, rtol=2e-2)   # pictures are kept in half precision
+    torch.testing.assert_close(one, model.encode(batch, mask)[0].detach(), atol=2e-2, rtol=2e-2)   # pictures are kept in half precision
 
 
 def test_supervised_lines_learn_from_the_sets_own_split(lab):
     for t, learned in dict(gtzan_all=20, gtzan_filtered=20, fma_small_test=16).items():
-        line = lab.reference_lines(t)
+        line = lab.baselines(t)
         assert line['supervised_labels'] == learned and line['supervised']['n'] == len(lab.clips(t)) and line['bayes'] is None
         assert line['supervised']['value'] > .6 > line['chance'] == 1/len(lab.labels(t))    # pitches are easy
 
@@ -236,7 +237,7 @@ def test_a_row_on_recordings(lab):
     reader = lab.scale.readers[-1]
     row = lab.row('gtzan_filtered', reader, lab.scale.pairs[-1])
     assert row['n'] == 10 and row['true'] is None and row['predicted']['n'] == row['drawn']['n'] == 10
-    shown = table([row], {'gtzan_filtered': lab.reference_lines('gtzan_filtered')})
+    shown = table([row], {'gtzan_filtered': lab.baselines('gtzan_filtered')})
     assert shown.index[0] == ('GTZAN, fault-filtered test', 10) and shown['from true words'].item() == '–'
     learned = read_json(lab.captioner(lab.scale.pairs[-1])/'done.json')['config']
     assert learned['corpora'][0] == lab.corpus('train').folder.name and 'captions-train' in learned['corpora'][0]
@@ -245,7 +246,7 @@ def test_a_row_on_recordings(lab):
 def test_rendered_clips_keep_their_lines_beside_recorded_captions(disk, home, one_thread):
     (disk/'told.toml').write_text("[captions]\ndataset = 'table'\nfolder = 'own/captions.csv'\n")
     lab = Lab.at('smoke', sources=str(disk/'told.toml'))
-    assert set(lab.tests) == {'gtzan', 'gtzan_shifted', 'fma_shifted'} and lab.reference_lines('gtzan')['bayes'] > 0
+    assert set(lab.tests) == {'gtzan', 'gtzan_shifted', 'fma_shifted'} and lab.baselines('gtzan')['bayes'] > 0
 
 
 def test_models_of_the_file(lab, disk):

@@ -1,11 +1,11 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.captioner import Captioner
+from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
-from logocentric.ear import load_ear
-from logocentric.experiments import SCALES, Lab, run_experiment
-from logocentric.plan import plan
-from logocentric.pretrain import Objective
+from logocentric.encoder.shipped import load_encoder
+from logocentric.pipeline.experiments import SCALES, Lab, run_experiment
+from logocentric.pipeline.plan import plan
+from logocentric.encoder.pretrain import Objective
 
 
 def record(home, name, **parameters):
@@ -32,7 +32,7 @@ def test_the_probes_have_all_their_lines(home):
 def test_a_captioner_begins_where_it_is_told(home):
     labs = {start: Lab.at('smoke', 1, start) for start in ('random', 'ear', 'ear_random', 'paper75')}
     assert len({lab.captioner(8) for lab in labs.values()}) == 4
-    shipped, painted = load_ear(), labs['paper75'].mae_model(.75).encoder
+    shipped, painted = load_encoder(), labs['paper75'].mae_model(.75).encoder
     for start, expected in (('ear', shipped.encoder), ('paper75', painted)):
         for a, b in zip(getattr(labs[start].hearing()[0], 'encoder', labs[start].hearing()[0]).parameters(), expected.parameters(), strict=True): assert torch.equal(a, b)
     assert labs['ear'].hearing()[1] == labs['ear_random'].hearing()[1] == shipped.frontend != labs['random'].hearing()[1] == labs['random'].frontend()
@@ -59,7 +59,7 @@ def test_an_ear_that_stands_still_hears_training_clips_twice(home, tmp_path):
 
 def test_each_way_to_learn_is_a_stage_of_its_own(home):
     lab = Lab.at('smoke', 1)
-    ways = [lab.ear(), lab.ear(Objective(mask_ratios=(.15,))), lab.ear(of='music'), lab.ear(patch_frames=8), lab.ear(steps=2), lab.ear(Objective(paint=0.))]
+    ways = [lab.ear(), lab.ear(Objective(mask_ratios=(.15,))), lab.ear(of='music'), lab.ear(patch_frames=8), lab.ear(steps=2), lab.ear(Objective(reconstruction=0.))]
     assert len(set(ways)) == 6 and lab.ear() == ways[0]
     assert read_json(ways[4]/'history.json')['passes'] == 2*lab.scale.ear.batch_size
 

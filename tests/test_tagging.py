@@ -4,15 +4,16 @@ from itertools import permutations
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import log_loss
 from transformers import GPT2TokenizerFast
-from logocentric.captioner import Captioner
+from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, shared_path
-from logocentric.knowledge import train_tokenizer
-from logocentric.mae import MAEConfig, MAEEncoder
-from logocentric.tagging import (TAG_PROMPTS, TAG_RULES, Heard, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs, named, next_tag, say_tags, score_tags, walk_tags)
+from logocentric.reasoner.knowledge import train_tokenizer
+from logocentric.encoder.mae import MAEConfig, MAEEncoder
+from logocentric.reasoner.tagging import (TAG_PROMPTS, TAG_RULES, TagInputs, SigmoidTagger, TagPairs, TagVocabulary,
+                                          TargetPairs, multi_hot, next_tag, decode_tags, score_tags, sample_tags)
 
 LABELS = ['Dog', 'Bell', 'Bell tower', 'Chirp, tweet', 'Rain', 'Rain on surface']
 FEATURES = 96 # of an ear with 2 rows of 16 numbers: mean, deviation and one lag
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.LabelWarning')]
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
 
 
 def learned(labels, size=320):
@@ -131,7 +132,7 @@ def test_what_cannot_be_told_apart_is_refused(tokenizer):
 
 
 def test_named_marks_each_list():
-    table = named([[0, 2], [], [1]], 3)
+    table = multi_hot([[0, 2], [], [1]], 3)
     assert table.dtype == bool and table.tolist() == [[True, False, True], [False]*3, [False, True, False]]
 
 
@@ -238,7 +239,7 @@ def test_walks_agree_with_all_lists(three):
     "Each walk's share is binomial at worst: five deviations of that; `inclusion` adds up expectations and varies less."
     model, tags, features, exact = three
     draws = 4000
-    walks = walk_tags(model, features, tags, draws)
+    walks = sample_tags(model, features, tags, draws)
     for i, (said, number) in enumerate(exact):
         bound = 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/draws)
         assert 0 < said.min() and said.max() < 1 + 1e-9 and 1 <= number <= 3
@@ -248,7 +249,7 @@ def test_walks_agree_with_all_lists(three):
 
 def test_few_walks_are_right_on_average(three):
     model, tags, features, exact = three
-    several = [walk_tags(model, features, tags, 4, seed) for seed in range(60)]
+    several = [sample_tags(model, features, tags, 4, seed) for seed in range(60)]
     for i, (said, _) in enumerate(exact):
         for how in ('sampled', 'inclusion'):
             assert (np.abs(np.mean([getattr(w, how)[i] for w in several], 0) - said) < 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/240)).all(), how
@@ -259,14 +260,14 @@ def test_few_walks_are_right_on_average(three):
 def test_a_walk_of_one_label_is_its_probability(three):
     model, tags, features, _ = three
     first = next_tag(model, features, tags).double().exp().sum(-1).numpy()
-    walks = walk_tags(model, features, tags, 4, longest=1)
+    walks = sample_tags(model, features, tags, 4, longest=1)
     np.testing.assert_allclose(walks.inclusion, first/first.sum(1, keepdims=True), atol=1e-6)
     assert (walks.number == 1).all()
 
 
 def test_walks_repeat_and_never_say_a_label_twice(model, tags):
     features = sounds(5)
-    a, b, other = (walk_tags(model, features, tags, 8, seed) for seed in (0, 0, 1))
+    a, b, other = (sample_tags(model, features, tags, 8, seed) for seed in (0, 0, 1))
     assert all(np.array_equal(x, y) for x, y in zip(a, b)) and not np.array_equal(a.sampled, other.sampled)
     assert a.sampled.max() <= 1 and (a.inclusion <= a.number[:, None] + 1e-9).all()
     np.testing.assert_allclose(a.inclusion.sum(1), a.number)    # every step says one label
@@ -276,13 +277,13 @@ def test_walks_repeat_and_never_say_a_label_twice(model, tags):
 
 @pytest.mark.parametrize('longest', [1, 2, 4, 99])
 def test_no_walk_is_longer_than_told(model, tags, longest, monkeypatch):
-    import logocentric.tagging as module
+    import logocentric.reasoner.tagging as module
     seen = []
     def spy(model, features, tags, contexts, **kwargs):
         seen.extend(contexts)
         return next_tag(model, features, tags, contexts, **kwargs)
     monkeypatch.setattr(module, 'next_tag', spy)
-    walks = walk_tags(model, sounds(4), tags, 6, longest=longest)
+    walks = sample_tags(model, sounds(4), tags, 6, longest=longest)
     assert max(map(len, seen)) < min(longest, len(LABELS)) and all(len(set(c)) == len(c) for c in seen)
     assert (1 <= walks.number).all() and walks.number.max() <= min(longest, len(LABELS))
 
@@ -290,26 +291,26 @@ def test_no_walk_is_longer_than_told(model, tags, longest, monkeypatch):
 # --- decoding and scores
 
 def test_say_tags_reads_the_captioners_own_words(model, tags, monkeypatch):
-    said = say_tags(model, sounds(5), tags, batch_size=2, max_new_tokens=12)
-    assert len(said) == 5 and said == say_tags(model, sounds(5), tags, max_new_tokens=12)
+    said = decode_tags(model, sounds(5), tags, batch_size=2, max_new_tokens=12)
+    assert len(said) == 5 and said == decode_tags(model, sounds(5), tags, max_new_tokens=12)
     written = iter([tags.write([3, 0]) + tags.more + tags.tokenizer(' a cat; rain', add_special_tokens=False).input_ids, tags.write([5])])
     def generate(audio, input_ids, **kwargs): return torch.cat([input_ids, torch.tensor([next(written)])], 1)
     monkeypatch.setattr(model, 'generate', generate)
-    assert say_tags(model, sounds(2), tags, batch_size=1) == [([3, 0, 4], ['a cat']), ([5], [])]
+    assert decode_tags(model, sounds(2), tags, batch_size=1) == [([3, 0, 4], ['a cat']), ([5], [])]
 
 
 def test_score_tags_keeps_every_rule(model, tags, monkeypatch):
     features = sounds(3)
-    scores, strange = score_tags(model, features, tags, draws=4)
-    walks = walk_tags(model, features, tags, 4)
-    assert set(scores) == set(TAG_RULES) and all(s.shape == (3, len(LABELS)) for s in scores.values()) and 0 <= strange <= 1
+    scores, unknown = score_tags(model, features, tags, draws=4)
+    walks = sample_tags(model, features, tags, 4)
+    assert set(scores) == set(TAG_RULES) and all(s.shape == (3, len(LABELS)) for s in scores.values()) and 0 <= unknown <= 1
     np.testing.assert_allclose(scores['first'], next_tag(model, features, tags).exp().sum(-1), atol=1e-6)
     np.testing.assert_allclose(scores['count'], scores['first']*walks.number[:, None])
     assert np.array_equal(scores['sampled'], walks.sampled) and np.array_equal(scores['inclusion'], walks.inclusion)
-    import logocentric.tagging as module
+    import logocentric.reasoner.tagging as module
     monkeypatch.setattr(module, 'say_tags', lambda *args, **kwargs: [tags.read(t) for t in ('dog; a cat', 'a cow', 'bell; rain')])
-    scores, strange = score_tags(model, features, tags, draws=2)
-    assert strange == 2/5 and np.array_equal(scores['decoded'], named([[0], [], [1, 4]], len(LABELS)))
+    scores, unknown = score_tags(model, features, tags, draws=2)
+    assert unknown == 2/5 and np.array_equal(scores['decoded'], multi_hot([[0], [], [1, 4]], len(LABELS)))
 
 
 # --- batches
@@ -317,17 +318,17 @@ def test_score_tags_keeps_every_rule(model, tags, monkeypatch):
 def test_noise_is_as_told():
     x = np.random.default_rng(0).standard_normal((4000, 3))*[1, 10, .1] + 5
     rng = np.random.default_rng(1)
-    made = Heard(x, 'features', noise=.3).batch(range(4000), rng)
+    made = TagInputs(x, 'features', noise=.3).batch(range(4000), rng)
     off = made['features'].numpy() - x
     np.testing.assert_allclose(off.std(0), .3*x.std(0), rtol=.05)
     assert (np.abs(off.mean(0)) < 5*.3*x.std(0)/np.sqrt(4000)).all() and abs(np.corrcoef(off.T)[0, 1]) < .1
-    plain = Heard(x, 'features', ids=[f'c{i}' for i in range(4000)]).batch([3, 1], rng)
+    plain = TagInputs(x, 'features', ids=[f'c{i}' for i in range(4000)]).batch([3, 1], rng)
     assert torch.equal(plain['features'], torch.from_numpy(x[[3, 1]].astype(np.float32))) and plain['id'] == ['c3', 'c1']
-    assert Heard(list(x[:2].reshape(2, 3, 1)), 'logmel').batch([1], rng)['logmel'].shape == (1, 3, 1)
+    assert TagInputs(list(x[:2].reshape(2, 3, 1)), 'logmel').batch([1], rng)['logmel'].shape == (1, 3, 1)
 
 
 def test_pairs_are_shuffled_by_the_draw(tags):
-    pairs = TagPairs(Heard(sounds(2).numpy(), 'features'), [[0, 1, 2, 3, 4, 5], [3]], tags)
+    pairs = TagPairs(TagInputs(sounds(2).numpy(), 'features'), [[0, 1, 2, 3, 4, 5], [3]], tags)
     def orders(seed):
         rng, found = np.random.default_rng(seed), []
         for _ in range(8):
@@ -348,10 +349,10 @@ def test_only_labels_and_end_are_to_be_predicted(tags):
 
 
 def test_lengths_have_to_agree(tags):
-    heard = Heard(sounds(3).numpy(), 'features')
+    heard = TagInputs(sounds(3).numpy(), 'features')
     with pytest.raises(LogocentricError, match='3 sounds, and tags of 2'): TagPairs(heard, [[0], [1]], tags)
     with pytest.raises(LogocentricError, match='3 sounds and 2 rows of targets'): TargetPairs(heard, np.zeros((2, 6)))
-    batch = TargetPairs(heard, named([[0], [], [1, 5]], 6)).batch([2, 0], np.random.default_rng(0))
+    batch = TargetPairs(heard, multi_hot([[0], [], [1, 5]], 6)).batch([2, 0], np.random.default_rng(0))
     assert batch['targets'].tolist() == [[0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]] and batch['targets'].dtype == torch.float32 and batch['id'] == ['2', '0']
 
 
@@ -370,10 +371,10 @@ def test_sigmoids_hear_as_the_captioner_does(direct):
     logmel = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 64, 32))).float()
     mask = torch.arange(64)[None] < torch.tensor([[64], [32]])
     with torch.no_grad():
-        features = model.hear(logmel, mask)
-        assert features.shape == (2, FEATURES) and torch.equal(features, tagger.hear(logmel, mask))
+        features = model.encode(logmel, mask)
+        assert features.shape == (2, FEATURES) and torch.equal(features, tagger.encode(logmel, mask))
         logits = tagger(logmel=logmel, frame_mask=mask).logits
-        assert torch.equal(logits, tagger(features=features).logits) and torch.equal(logits, tagger.judge(features)) and logits.shape == (2, len(LABELS))
+        assert torch.equal(logits, tagger(features=features).logits) and torch.equal(logits, tagger.log_odds(features)) and logits.shape == (2, len(LABELS))
     assert torch.equal(tagger.mean, model.prefix.mean) and torch.equal(tagger.std, model.prefix.std) and tagger(features=features).loss is None
 
 
@@ -393,8 +394,8 @@ def test_sigmoids_travel_with_their_tags(direct, tmp_path):
         again, report = SigmoidTagger.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
     assert again.config.tags == LABELS and again.config.lags == [1] and again.config.hidden == tagger.config.hidden
-    with torch.no_grad(): assert torch.equal(again.eval().judge(sounds(3)), tagger.judge(sounds(3)))
+    with torch.no_grad(): assert torch.equal(again.eval().log_odds(sounds(3)), tagger.log_odds(sounds(3)))
 
 
 def test_sigmoids_refuse_features_of_another_ear(direct):
-    with pytest.raises(RuntimeError, match='size'): direct[1].judge(sounds(2)[:, :-1])
+    with pytest.raises(RuntimeError, match='size'): direct[1].log_odds(sounds(2)[:, :-1])

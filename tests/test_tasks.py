@@ -1,12 +1,13 @@
 "Tasks: truths and scores worked by hand, questions put one by one, prompts that no reasoner has read."
 import random
 import numpy as np, pandas as pd, pytest, torch
-from logocentric import knowledge as K
+from logocentric.reasoner import knowledge as K
 from logocentric.core import LogocentricError, set_seed
-from logocentric.corpus import ATTRIBUTES, STYLES, describe_clip, sample_clip
+from logocentric.data.corpus import ATTRIBUTES, STYLES, describe_clip, sample_clip
 from logocentric.metrics import wilson_interval
-from logocentric.reasoner import Reasoner, Scores
-from logocentric.tasks import INSTRUMENTS, TASKS, Task, beats_per_minute, energy, facts, instruments, mood, told
+from logocentric.reasoner.model import Reasoner, Scores
+from logocentric.reasoner.tasks import (INSTRUMENTS, TASKS, Task, beats_per_minute, energy, facts, instruments, mood,
+                                        told)
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +23,7 @@ def clips(specs): return pd.DataFrame([dict(s.attributes, gtzan=s.label('gtzan')
 
 
 @pytest.fixture(scope='module')
-def reader():
+def reasoner():
     "An untrained GPT-2 of two layers."
     from transformers import GPT2Config, GPT2LMHeadModel
     set_seed(0)
@@ -73,7 +74,7 @@ def test_truths_of_the_tasks():
 def test_asked_of_leaves_out_what_has_no_answer():
     table = pd.DataFrame([dict(SITAR, gtzan='rock', fma=None), dict(CHOIR, gtzan=None, fma='Pop'), dict(WALTZ, gtzan=float('nan'), fma=float('nan'))])
     table['fma'] = [float('nan'), 'Pop', float('nan')]
-    asked = {name: TASKS[name].asked_of(table) for name in ('genre', 'genre (FMA)', 'mode', 'instruments')}
+    asked = {name: TASKS[name].ground_truth(table) for name in ('genre', 'genre (FMA)', 'mode', 'instruments')}
     assert asked['genre'][0].tolist() == [0] and asked['genre'][1] == ['rock']
     assert asked['genre (FMA)'][0].tolist() == [1] and asked['genre (FMA)'][1] == ['pop']
     assert asked['mode'][0].tolist() == [0] and asked['mode'][1] == ['minor']
@@ -82,7 +83,7 @@ def test_asked_of_leaves_out_what_has_no_answer():
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
 def test_every_truth_is_among_the_answers(task, clips):
-    rows, truth = task.asked_of(clips)
+    rows, truth = task.ground_truth(clips)
     assert len(rows) == len(truth) > 50
     if task.kind == 'number':
         assert min(truth) >= min(map(float, task.labels)) and max(truth) <= max(map(float, task.labels))
@@ -157,18 +158,18 @@ HEARD = ['slow and dark, with a piano', 'a fast banjo over drums, in a dusty rec
 
 @pytest.mark.parametrize('task', [TASKS['instruments'], Task('here', 'It is {description}. With {label} too?', ['a flute', 'a flute or an organ', 'drums'], 'each')],
                          ids=lambda t: t.name)
-def test_each_is_one_question_a_label(task, reader):
-    together = task.ask(reader, HEARD)
+def test_each_is_one_question_a_label(task, reasoner):
+    together = task.ask(reasoner, HEARD)
     def alone(label):
-        yes_no = reader.reason(HEARD, ['yes', 'no'], task.prompt.replace('{label}', label), 'sum').values
+        yes_no = reasoner.reason(HEARD, ['yes', 'no'], task.prompt.replace('{label}', label), 'sum').values
         return yes_no[:, 0] - yes_no[:, 1]
     assert together.labels == task.labels and together.values.shape == (3, len(task.labels)) and together.values.std() > .1
     assert together.values == pytest.approx(np.stack([alone(l) for l in task.labels], 1), abs=1e-3)
 
 
-def test_the_others_are_one_question_a_clip(reader):
+def test_the_others_are_one_question_a_clip(reasoner):
     for rule in ('sum', 'first_token'):
-        found, expected = (TASKS['mood'].ask(reader, HEARD, rule=rule).values, reader.reason(HEARD, TASKS['mood'].labels, TASKS['mood'].prompt, rule).values)
+        found, expected = (TASKS['mood'].ask(reasoner, HEARD, rule=rule).values, reasoner.reason(HEARD, TASKS['mood'].labels, TASKS['mood'].prompt, rule).values)
         assert found == pytest.approx(expected, abs=1e-5)
 
 

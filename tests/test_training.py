@@ -11,7 +11,7 @@ from logocentric.training import (TrainConfig, TrainingDiverged, batch_indices, 
 SCRIPT = '''
 import sys, time, torch
 from logocentric.core import set_seed
-from logocentric.mae import MAEConfig, MAEModel
+from logocentric.encoder.mae import MAEConfig, MAEModel
 from logocentric.training import TrainConfig, train
 torch.set_num_threads(1)
 folder, pause, precision = sys.argv[1], float(sys.argv[2]), sys.argv[3]

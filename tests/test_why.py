@@ -4,12 +4,12 @@ import matplotlib.pyplot as plt
 import numpy as np, pytest
 from scipy.special import softmax
 from logocentric.core import LogocentricError
-from logocentric.corpus import FMA_LABELS, GTZAN_LABELS
-from logocentric.knowledge import knowledge_text
+from logocentric.data.corpus import FMA_LABELS, GTZAN_LABELS
+from logocentric.reasoner.knowledge import knowledge_text
 from logocentric.metrics import Score, mcnemar, wilson_interval
-from logocentric.reasoner import PROMPTS, Scores, fill
-from logocentric.why import (LABEL_PHRASES, PROMPT_LAB, Question, bias, bias_difference, ensemble, explain, plot_bias, prompt_lab, questions, recall_change,
-                             shared_ngrams)
+from logocentric.reasoner.model import PROMPTS, Scores, fill
+from logocentric.reasoner.analysis import (LABEL_PHRASES, PROMPT_LAB, Question, bias, bias_difference, ensemble,
+                                           explain, plot_bias, prompt_lab, questions, recall_change, shared_ngrams)
 
 LABELS = ['blues', 'jazz', 'rock']
 
