@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'chance_level', 'majority_level', 'macro_f1', 'wilson_interval', 'Score', 'score', 'with_interval',
-           'bootstrap_interval', 'bootstrap_score', 'mcnemar', 'holm', 'pairwise', 'rank', 'calibration_bins',
-           'calibration_error', 'distance_score', 'calibration_score', 'plot_reliability', 'TaggingScores',
-           'mean_average_precision', 'tagging', 'mean_auc', 'd_prime', 'confusion', 'plot_confusion']
+           'bootstrap_interval', 'bootstrap_score', 'mcnemar', 'holm', 'pairwise', 'rank', 'confusion',
+           'plot_confusion']
 
 # %% ../nbs/01_metrics.ipynb #b1b7b9a4
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy import stats
-from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from .core import LogocentricError
 
 # %% ../nbs/01_metrics.ipynb #4aefc192
@@ -28,11 +27,12 @@ def accuracy(y: Sequence, # true labels, one a clip
 # %% ../nbs/01_metrics.ipynb #cfc84522
 def chance_level(n_labels: int # how many labels there are to choose from
                 ) -> float:
-    "Expected accuracy of a blind draw among the labels."
+    "Expected accuracy of a random draw among the labels."
     return 1/n_labels
 
+# %% ../nbs/01_metrics.ipynb #515f30e7
 def majority_level(y_train: Sequence, # labels of the training clips
-                   y: Sequence        # true labels of the test clips
+                   y: Sequence # true labels of the test clips
                   ) -> float:
     "Accuracy of always answering the most common training label (the first in order among equals)."
     labels, counts = np.unique(y_train, return_counts=True)
@@ -46,8 +46,8 @@ def macro_f1(y: Sequence, # true labels
     return float(f1_score(y, p, average='macro', zero_division=0))
 
 # %% ../nbs/01_metrics.ipynb #40ea78c7
-def wilson_interval(k: int,            # clips that are right
-                    n: int,            # clips in all
+def wilson_interval(k: int, # clips that are right
+                    n: int, # clips in all
                     level: float = .95 # how often such an interval holds the truth
                    ) -> tuple[float, float]:
     "Wilson's interval for a share of `k` in `n`."
@@ -63,7 +63,9 @@ class Score:
     high: float  # upper end
     n: int       # clips it was measured on
 
-    def __repr__(self): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (N={self.n})'
+# %% ../nbs/01_metrics.ipynb #2856f622
+@patch
+def __repr__(self: Score): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (N={self.n})'
 
 # %% ../nbs/01_metrics.ipynb #b3e72401
 def score(y: Sequence, # true labels
@@ -82,44 +84,49 @@ def with_interval(score: dict,       # a `Score` as a record keeps it
     return f'{value} [{low}, {high}]'
 
 # %% ../nbs/01_metrics.ipynb #49dc6785
-def bootstrap_interval(values: Sequence,           # (clips, …) one row a clip
-                       stat: Callable = np.mean,   # resampled rows to a number
-                       level: float = .95,         # how often such an interval holds the truth
-                       seed: int = 0,              # of the resampling
-                       n: int = 2000,              # resamples
-                       method: str = 'percentile'  # or 'basic', as in SciPy
+def bootstrap_interval(values: Sequence, # (clips, …) one row a clip
+                       stat: Callable = np.mean, # resampled rows to a number
+                       level: float = .95, # how often such an interval holds the truth
+                       seed: int = 0, # of the resampling
+                       n: int = 2000, # resamples
+                       method: str = 'percentile' # or 'basic', as in SciPy
                       ) -> tuple[float, float]:
     "Bootstrap interval of `stat` over clips."
     values = np.asarray(values)
-    found = stats.bootstrap((np.arange(len(values)),), lambda rows: stat(values[rows]), vectorized=False, n_resamples=n,
-                            confidence_level=level, method=method, rng=np.random.default_rng(seed))
+    found = stats.bootstrap((np.arange(len(values)),), lambda rows: stat(values[rows]), vectorized=False,
+                            n_resamples=n, confidence_level=level, method=method, rng=np.random.default_rng(seed))
     return tuple(float(x) for x in found.confidence_interval)
 
 # %% ../nbs/01_metrics.ipynb #00d826fd
-def _rows_of(stat, columns):
+def _rows_of(stat, columns): # row numbers, and `stat` as a function of row numbers
     columns = [np.asarray(c) for c in columns]
     lengths = [len(c) for c in columns]
-    if len(set(lengths)) > 1: raise LogocentricError(f'columns of different lengths {lengths}: give one row a clip in each')
+    if len(set(lengths)) > 1:
+        raise LogocentricError(f'columns of different lengths {lengths}: give one row a clip in each')
     return np.arange(lengths[0]), lambda rows: stat(*(c[rows] for c in columns))
 
-def bootstrap_score(stat: Callable,     # columns to a number
+# %% ../nbs/01_metrics.ipynb #e4487670
+def bootstrap_score(stat: Callable, # columns to a number
                     *columns: Sequence, # (clips, …) each
-                    **settings          # level, seed, n, method of `bootstrap_interval`
+                    **settings # level, seed, n, method of `bootstrap_interval`
                    ) -> Score:
     "Any statistic of clips with its bootstrap interval; the columns are resampled together."
     rows, of_rows = _rows_of(stat, columns)
     return Score(float(of_rows(rows)), *bootstrap_interval(rows, of_rows, **settings), len(rows))
 
 # %% ../nbs/01_metrics.ipynb #640b784e
-def mcnemar(y: Sequence,   # true labels
+def _only_one_right(y, p_a, p_b): # clips on which only A is right, and only B
+    right_a, right_b = (np.asarray(p) == np.asarray(y) for p in (p_a, p_b))
+    return int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
+
+# %% ../nbs/01_metrics.ipynb #e0130988
+def mcnemar(y: Sequence, # true labels
             p_a: Sequence, # answers of model A
-            p_b: Sequence  # answers of model B, on the same clips
+            p_b: Sequence # answers of model B, on the same clips
            ) -> float:
     "Exact two-sided p-value for A and B being right equally often."
-    right_a, right_b = (np.asarray(p) == np.asarray(y) for p in (p_a, p_b))
-    only_a, only_b = int(np.sum(right_a & ~right_b)), int(np.sum(~right_a & right_b))
-    if only_a + only_b == 0: return 1.
-    return float(stats.binomtest(only_b, only_a + only_b).pvalue)
+    only_a, only_b = _only_one_right(y, p_a, p_b)
+    return float(stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.
 
 # %% ../nbs/01_metrics.ipynb #95b6cf3c
 def holm(p: Sequence # p-values of one family of tests
@@ -131,184 +138,41 @@ def holm(p: Sequence # p-values of one family of tests
     return adjusted
 
 # %% ../nbs/01_metrics.ipynb #80bbf3b1
-def pairwise(y: Sequence,                 # true labels
+def pairwise(y: Sequence, # true labels
              systems: Mapping[str, Sequence] # name → its answers, on the same clips
             ) -> pd.DataFrame: # a row a pair: a, b, difference of accuracy, p, p_holm
     "McNemar's test between all pairs of systems, with Holm's correction."
-    rows = [dict(a=a, b=b, difference=accuracy(y, systems[a]) - accuracy(y, systems[b]), p=mcnemar(y, systems[a], systems[b]))
-            for a, b in combinations(systems, 2)]
-    tests = pd.DataFrame(rows, columns=['a', 'b', 'difference', 'p'])
+    compare = lambda a, b: dict(a=a, b=b, difference=accuracy(y, systems[a]) - accuracy(y, systems[b]),
+                                p=mcnemar(y, systems[a], systems[b]))
+    tests = pd.DataFrame([compare(a, b) for a, b in combinations(systems, 2)], columns=['a', 'b', 'difference', 'p'])
     return tests.assign(p_holm=holm(tests.p))
 
 # %% ../nbs/01_metrics.ipynb #1fb3ca38
-def rank(y: Sequence,                     # true labels
+def _separated(tests, level): # pairs (better, worse) of systems
+    found = tests[tests.p_holm < 1 - level]
+    return [(t.a, t.b) if t.difference > 0 else (t.b, t.a) for t in found.itertuples()]
+
+# %% ../nbs/01_metrics.ipynb #490199f9
+def _places(system, pairs, n): # e.g. `2–3`
+    first, last = 1 + sum(worse == system for _, worse in pairs), n - sum(better == system for better, _ in pairs)
+    return '–'.join(map(str, dict.fromkeys((first, last))))
+
+# %% ../nbs/01_metrics.ipynb #8e2ac165
+def rank(y: Sequence, # true labels
          systems: Mapping[str, Sequence], # name → its answers, on the same clips
-         level: float = .95               # of all claims of the table together
+         level: float = .95 # of all claims of the table together
         ) -> pd.DataFrame: # a row a system: accuracy, low, high, n, rank, better_than
     "Accuracies, and the ranks that paired tests allow; systems that they do not separate share ranks."
-    tests, n = pairwise(y, systems), len(systems)
-    shown = tests[tests.p_holm < 1 - level]
-    beats = [(t.a, t.b) if t.difference > 0 else (t.b, t.a) for t in shown.itertuples()]
-    places = {s: (1 + sum(loser == s for _, loser in beats), n - sum(winner == s for winner, _ in beats)) for s in systems}
-    rows = {s: dict(asdict(score(y, p)), rank='–'.join(map(str, dict.fromkeys(places[s]))),
-                    better_than=', '.join(loser for winner, loser in beats if winner == s)) for s, p in systems.items()}
+    pairs, n = _separated(pairwise(y, systems), level), len(systems)
+    better_than = lambda s: ', '.join(worse for better, worse in pairs if better == s)
+    row = lambda s: dict(asdict(score(y, systems[s])), rank=_places(s, pairs, n), better_than=better_than(s))
+    rows = {s: row(s) for s in systems}
     table = pd.DataFrame.from_dict(rows, orient='index').rename(columns=dict(value='accuracy'))
     return table.sort_values('accuracy', ascending=False, kind='stable')
 
-# %% ../nbs/01_metrics.ipynb #7aa3531f
-def _bin(confidence, n_bins):
-    edges = np.unique(np.quantile(confidence, np.linspace(0, 1, n_bins + 1)[1:-1]))
-    return np.searchsorted(edges, confidence)  # equal confidences stay together
-
-def calibration_bins(y: Sequence,          # true labels
-                     p: Sequence,          # answers
-                     confidence: Sequence, # (clips,) probability of each answer
-                     n_bins: int = 10      # of about equally many clips
-                    ) -> pd.DataFrame: # a row a bin: n, confidence, accuracy, low, high
-    "Mean confidence and accuracy, with Wilson's interval, in bins of about equally many clips."
-    clips = pd.DataFrame(dict(confidence=np.asarray(confidence, float), right=np.asarray(p) == np.asarray(y)))
-    bins = clips.groupby(_bin(clips.confidence.to_numpy(), n_bins))
-    table = bins.agg(n=('right', 'size'), confidence=('confidence', 'mean'), accuracy=('right', 'mean'), k=('right', 'sum'))
-    table[['low', 'high']] = [wilson_interval(row.k, row.n) for row in table.itertuples()]
-    return table.drop(columns='k').reset_index(drop=True)
-
-# %% ../nbs/01_metrics.ipynb #51b7bf1f
-def _gap(right, confidence, n_bins=10):
-    gaps = np.bincount(_bin(confidence, n_bins), weights=right - confidence)
-    return float(np.abs(gaps).sum()/len(right))
-
-def calibration_error(y: Sequence,          # true labels
-                      p: Sequence,          # answers
-                      confidence: Sequence, # (clips,) probability of each answer
-                      n_bins: int = 10      # of about equally many clips
-                     ) -> float: # 0 for a calibrated reader of endless clips, at most 1
-    "Expected calibration error of the answers' probabilities, in bins of equal mass."
-    return _gap((np.asarray(p) == np.asarray(y)).astype(float), np.asarray(confidence, float), n_bins)
-
-# %% ../nbs/01_metrics.ipynb #c212fbb9
-def distance_score(stat: Callable,     # columns to a distance, 0 or more
-                   sample_null: Callable,    # random generator to such columns where the true distance is 0
-                   *columns: Sequence, # (clips, …) each
-                   level: float = .95, # how often such an interval holds the truth
-                   seed: int = 0,      # of the resampling
-                   n: int = 1000       # resamples
-                  ) -> Score:
-    "A distance with its basic bootstrap interval, which begins at 0 unless luck alone gives smaller distances."
-    rows, of_rows = _rows_of(stat, columns)
-    value, rng = float(of_rows(rows)), np.random.default_rng(seed)
-    low, high = bootstrap_interval(rows, of_rows, level, seed, n, method='basic')
-    beyond_luck = value > np.quantile([stat(*sample_null(rng)) for _ in range(n)], level)
-    return Score(value, min(max(low, 0.), value) if beyond_luck else 0., max(high, value), len(rows))
-
-def calibration_score(y: Sequence,          # true labels
-                      p: Sequence,          # answers
-                      confidence: Sequence, # (clips,) probability of each answer
-                      n_bins: int = 10,     # of about equally many clips
-                      **settings            # level, seed, n of `distance_score`
-                     ) -> Score:
-    "`calibration_error` with an interval, which begins at 0 if a calibrated reader could show as much."
-    right, confidence = (np.asarray(p) == np.asarray(y)).astype(float), np.asarray(confidence, float)
-    sample_null = lambda rng: ((rng.random(len(right)) < confidence).astype(float), confidence)
-    return distance_score(lambda r, c: _gap(r, c, n_bins), sample_null, right, confidence, **settings)
-
-# %% ../nbs/01_metrics.ipynb #163cd125
-def plot_reliability(ax,                   # matplotlib axes to draw on
-                     y: Sequence,          # true labels
-                     p: Sequence,          # answers
-                     confidence: Sequence, # (clips,) probability of each answer
-                     n_bins: int = 10,     # of about equally many clips
-                     title: str = ''
-                    ):
-    "Draw accuracy against confidence, with Wilson's intervals."
-    bins = calibration_bins(y, p, confidence, n_bins)
-    reach = np.abs(bins[['low', 'high']].to_numpy() - bins[['accuracy']].to_numpy()).T
-    ax.plot([0, 1], [0, 1], color='grey', ls='--', lw=1)
-    ax.errorbar(bins.confidence, bins.accuracy, reach, marker='o', ms=4, lw=1)
-    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='accuracy', title=title, aspect='equal')
-    return ax
-
-# %% ../nbs/01_metrics.ipynb #2ccf5b2f
-@dataclass(frozen=True, repr=False)
-class TaggingScores:
-    "Mean average precision, and what it is the mean of."
-    score: Score        # mAP with a bootstrap interval over clips
-    table: pd.DataFrame # a row a label: positives, chance, average_precision and its interval, low to high (nan without positives)
-    resampled: np.ndarray   # (n,) mAP of each resample
-
-    @property
-    def left_out(self) -> list[str]:
-        "Labels that no clip has."
-        return self.table.index[self.table.positives == 0].tolist()
-
-    def __repr__(self):
-        said = f'mAP {self.score} over {len(self.table) - len(self.left_out)} of {len(self.table)} labels'
-        return said + (f'; no clip has {", ".join(self.left_out)}' if self.left_out else '')
-
-# %% ../nbs/01_metrics.ipynb #5d1f18b2
-def _of_each(metric, y, scores, has): # a column each, nan where it cannot be asked
-    found = np.full(y.shape[1], np.nan)
-    if has.any(): found[has] = metric(y[:, has].squeeze(), scores[:, has].squeeze(), average=None)
-    return found
-
-def _precisions(y, scores): # of each label, and last their mean
-    each = _of_each(average_precision_score, y, scores, y.any(0))
-    return np.append(each, np.nanmean(each) if y.any() else 0.)
-
-def mean_average_precision(y: np.ndarray,     # (clips, labels) of 0 and 1
-                           scores: np.ndarray # (clips, labels), higher is likelier
-                          ) -> float:
-    "mAP over the labels that have clips; 0 where none has."
-    return float(_precisions(np.asarray(y).astype(bool), np.asarray(scores))[-1])
-
-# %% ../nbs/01_metrics.ipynb #3c8df923
-def _precision_intervals(y, scores, n, seed): # (2, labels + 1) low and high of each label, and last of their mean; and that mean in each resample
-    stat = lambda rows: np.nan_to_num(_precisions(y[rows], scores[rows]), nan=-1)     # SciPy has no place for what cannot be asked
-    found = stats.bootstrap((np.arange(len(y)),), stat, vectorized=False, n_resamples=n, method='percentile', rng=np.random.default_rng(seed))
-    resampled, ends, has = found.bootstrap_distribution, np.full((2, y.shape[1] + 1), np.nan), np.append(y.any(0), True)
-    ends[:, has] = np.nanquantile(np.where(resampled < 0, np.nan, resampled)[has], (.025, .975), axis=1)
-    return ends, resampled[-1]
-
-# %% ../nbs/01_metrics.ipynb #d5c594ce
-def tagging(y: np.ndarray,         # (clips, labels) of 0 and 1
-            scores: np.ndarray,    # (clips, labels), higher is likelier
-            labels: Sequence[str], # names of the columns
-            n: int = 200,          # resamples
-            seed: int = 0          # of the resampling
-           ) -> TaggingScores:
-    "Average precision of each label, and their mean over labels that have clips."
-    y, scores = np.asarray(y).astype(bool), np.asarray(scores)
-    if not y.shape == scores.shape == (len(y), len(labels)):
-        raise LogocentricError(f'truth {y.shape}, scores {scores.shape} and {len(labels)} labels do not agree: give (clips, labels) twice')
-    if not y.any(): raise LogocentricError('no clip has any label: there is nothing to average')
-    (*each, mean), ((low, high), resampled) = _precisions(y, scores), _precision_intervals(y, scores, n, seed)
-    columns = dict(positives=y.sum(0), chance=y.mean(0), average_precision=each, low=low[:-1], high=high[:-1])
-    return TaggingScores(Score(float(mean), float(low[-1]), float(high[-1]), len(y)), pd.DataFrame(columns, index=pd.Index(labels, name='label')), resampled)
-
-# %% ../nbs/01_metrics.ipynb #29ca8db7
-@patch
-def compared_with(self: TaggingScores, other: TaggingScores, # of the same clips, resamples and seed
-            by: Callable = np.subtract     # of two mAPs; `np.divide` for a ratio
-           ) -> Score:
-    "What separates two mAPs, with an interval over clips, paired."
-    if self.score.n != other.score.n or len(self.resampled) != len(other.resampled): raise LogocentricError(f'{self.score.n} clips with {len(self.resampled)} resamples against {other.score.n} with {len(other.resampled)}: compare systems on the same clips')
-    return Score(float(by(self.score.value, other.score.value)), *map(float, np.quantile(by(self.resampled, other.resampled), (.025, .975))), self.score.n)
-
-# %% ../nbs/01_metrics.ipynb #ca9ed2fe
-def mean_auc(y: np.ndarray,     # (clips, labels) of 0 and 1
-             scores: np.ndarray # (clips, labels), higher is likelier
-            ) -> float:
-    "Area under the ROC curve, mean over the labels that some clips have and some have not; a half where there is none."
-    y = np.asarray(y).astype(bool)
-    has = y.any(0) & ~y.all(0)
-    return float(np.nanmean(_of_each(roc_auc_score, y, np.asarray(scores), has))) if has.any() else .5
-
-def d_prime(auc: float) -> float:
-    "The sensitivity index of an area under the ROC curve."
-    return float(np.sqrt(2)*stats.norm.ppf(auc))
-
 # %% ../nbs/01_metrics.ipynb #087ab143
-def confusion(y: Sequence,          # true labels
-              p: Sequence,          # predicted labels
+def confusion(y: Sequence, # true labels
+              p: Sequence, # predicted labels
               labels: Sequence[str] # order of rows and columns
              ) -> np.ndarray: # (labels, labels) counts; rows are the truth
     "Confusion matrix of counts."
@@ -317,8 +181,8 @@ def confusion(y: Sequence,          # true labels
     return confusion_matrix(y, p, labels=labels)
 
 # %% ../nbs/01_metrics.ipynb #1b770d42
-def plot_confusion(ax,                    # matplotlib axes to draw on
-                   matrix: np.ndarray,    # (labels, labels) counts
+def plot_confusion(ax, # matplotlib axes
+                   matrix: np.ndarray, # (labels, labels) counts
                    labels: Sequence[str], # names of rows and columns
                    title: str = '',
                    normalise: bool = True # each row as shares of its true label
@@ -326,8 +190,9 @@ def plot_confusion(ax,                    # matplotlib axes to draw on
     "Draw a confusion matrix as a heat map."
     import seaborn as sns
     shown = matrix/np.maximum(matrix.sum(1, keepdims=True), 1) if normalise else matrix
-    sns.heatmap(shown, ax=ax, square=True, cbar=False, vmin=0, vmax=1 if normalise else None, linewidths=.5, cmap='viridis',
-                annot=True, fmt='.2f' if normalise else 'd', annot_kws=dict(size=7), xticklabels=labels, yticklabels=labels)
+    scale = dict(vmax=1, fmt='.2f') if normalise else dict(fmt='d')
+    sns.heatmap(shown, ax=ax, square=True, cbar=False, vmin=0, linewidths=.5, cmap='viridis', annot=True,
+                annot_kws=dict(size=7), xticklabels=labels, yticklabels=labels, **scale)
     ax.set(title=title, xlabel='answer', ylabel='truth')
     ax.tick_params(axis='x', rotation=90); ax.tick_params(axis='y', rotation=0)
     return ax
