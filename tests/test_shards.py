@@ -1,5 +1,6 @@
 "Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks; music rendered while training."
 import errno, functools, http.server, json, pickle, shutil, sys, tarfile, threading
+from contextlib import contextmanager
 from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
@@ -288,11 +289,7 @@ def distant(request, twenty):
         store.put(twenty.place, '/pairs', recursive=True)
         yield 'memory://pairs', twenty.place
         return store.rm('/pairs', recursive=True)
-    if not shutil.which('curl'): pytest.skip('webdataset reads http by curl')
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=twenty.place)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}', twenty.place
-        server.shutdown()
+    with served(twenty.place) as address: yield address, twenty.place
 
 
 def test_the_same_from_a_network(distant, twenty, tmp_path):
@@ -315,10 +312,46 @@ def test_what_is_not_used_makes_room(distant, tmp_path):
     with pytest.raises(LogocentricError, match='cannot hold the shards of a window'): Shards(distant[0], window=2, cache_bytes=size)
 
 
-def test_an_index_cannot_name_files_elsewhere(twenty, tmp_path):
-    index = json.loads((tmp_path/'twenty'/'index.json').read_text())
-    index['shards'][0]['name'] = '../../elsewhere.tar'
-    (tmp_path/'twenty'/'index.json').write_text(json.dumps(index))
+@contextmanager
+def served(folder):
+    "The address of a folder on the loopback."
+    if not shutil.which('curl'): pytest.skip('webdataset reads http by curl')
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def with_index(folder, change):
+    "Let the index of some shards say something else."
+    index = json.loads((folder/'index.json').read_text())
+    change(index)
+    (folder/'index.json').write_text(json.dumps(index))
+
+
+def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob('*'))
+
+
+@pytest.mark.parametrize('path', ['{}/outside', '../../outside', '..', '.', '', '~', '0123/../../outside', 'xyz', 'ab\n', None, 7])
+def test_a_served_hash_writes_nothing_outside_the_cache(twenty, tmp_path, path):
+    with_index(tmp_path/'twenty', lambda index: index.update(hash=path.format(tmp_path) if isinstance(path, str) else path))
+    before = files(tmp_path)
+    with served(twenty.place) as address, pytest.raises(LogocentricError, match='hash in the index of http.* is not hexadecimal'):
+        Shards(address, cache=tmp_path/'cache').clip(0)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize('name', ['{}/outside.tar', '../../outside.tar', '..', '.hidden.tar', 'C:outside.tar', 'a\\outside.tar', 'a/b.tar', 'a.tar\n', 'a\0.tar', '', None])
+def test_a_served_name_writes_nothing_outside_the_cache(twenty, tmp_path, name):
+    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(name=name.format(tmp_path) if isinstance(name, str) else name))
+    before = files(tmp_path)
+    with served(twenty.place) as address, pytest.raises(LogocentricError, match='in the index of http.* is not the name of a file'):
+        Shards(address, cache=tmp_path/'cache').clip(0)
+    assert files(tmp_path) == before
+
+
+def test_an_index_on_disk_cannot_name_files_elsewhere(twenty, tmp_path):
+    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(name='../../elsewhere.tar'))
     with pytest.raises(LogocentricError, match='elsewhere.tar.* is not the name of a file'): Shards(twenty.place)
 
 

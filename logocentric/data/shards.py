@@ -6,7 +6,7 @@
 __all__ = ['clip_bytes', 'clip_of_bytes', 'write_shards', 'LogMels', 'Shards', 'open_anywhere', 'LazyPairs', 'LazyCorpus']
 
 # %% ../../nbs/39_shards.ipynb #24e67a9e
-import errno, hashlib, io, json, multiprocessing, os, shutil, tarfile, zlib
+import errno, hashlib, io, json, multiprocessing, os, re, shutil, tarfile, zlib
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -306,6 +306,18 @@ class LogMels:
         if not -len(self) <= at < len(self): raise IndexError(f'clip {at} of {len(self):,}')
         return self.clips.clip(int(at) % len(self))['logmel'][part]
 
+# %% ../../nbs/39_shards.ipynb #2bda5b62
+def _is_hash(text) -> bool: return isinstance(text, str) and re.fullmatch('[0-9a-fA-F]{1,64}', text) is not None
+
+def _is_plain(name) -> bool: return isinstance(name, str) and re.fullmatch(r'[\w-][\w.-]*', name) is not None
+
+def _trusted(index: dict, place: str) -> dict:
+    "An index whose hash and names can be parts of a path; an error for any other."
+    if not _is_hash(index.get('hash')): raise LogocentricError(f"the hash in the index of {place} is not hexadecimal: {str(index.get('hash'))[:60]!r}")
+    if odd := [s.get('name') for s in index['shards'] if not _is_plain(s.get('name'))]:
+        raise LogocentricError(f'{str(odd[0])[:60]!r} in the index of {place} is not the name of a file')
+    return index
+
 # %% ../../nbs/39_shards.ipynb #30feecd8
 class Shards:
     "Clips and their texts in tar files, in a folder or on a network: any clip in any order."
@@ -317,8 +329,7 @@ class Shards:
                 ):
         self.place, self.window, self.cache_bytes = str(place).rstrip('/'), window, cache_bytes
         self.remote = '://' in self.place
-        self.index = json.loads(self._small('index.json'))
-        if odd := [s['name'] for s in self.index['shards'] if s['name'] != Path(s['name']).name]: raise LogocentricError(f'{odd[0]!r} in the index of {self.place} is not the name of a file')
+        self.index = _trusted(json.loads(self._small('index.json')), self.place)
         self.ranges = np.load(io.BytesIO(self._small('clips.npy')))                     # (clips, 3): start, stop, checksum
         self.first = np.cumsum([0, *(s['clips'] for s in self.index['shards'])])        # number of the first clip of each shard, and of all
         self.shape, self.config = tuple(self.index['shape'] or ()), FrontendConfig(**self.index['frontend'])
