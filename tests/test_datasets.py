@@ -4,11 +4,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from unicodedata import normalize
 import numpy as np, pandas as pd, pytest
-from logocentric.data import manifests as datasets
+from logocentric.data import arrow_folders as datasets
 from logocentric.core import LogocentricError, shared_path
-from logocentric.data.manifests import (DATASETS, DataError, GTZAN_GENRES, Manifest, audio_index, audio_stem,
-                                        dataset_table, identify, manifest_hash, read_dataset, read_rows,
-                                        read_skip_list, read_table, write_skip_list, youtube_names)
+from logocentric.data.datasets import DATASETS, dataset_table, identify, read_dataset
+from logocentric.data.lists import (DataError, audio_index, audio_stem, read_rows, read_skip_list, write_skip_list,
+                                    youtube_names)
+from logocentric.data.class_sets import GTZAN_GENRES
+from logocentric.data.manifests import Manifest, manifest_hash
+from logocentric.data.tables import read_table
 
 real = lambda *parts: pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', *parts).exists()), reason=f"shared data {'/'.join(parts)} is not there")
 shared = lambda *parts: shared_path().joinpath('data', *parts)
@@ -74,7 +77,7 @@ def row(manifest, id):
 def test_every_set_has_a_miniature_and_says_what_it_is():
     assert set(MINI) == set(DATASETS)
     for info in DATASETS.values():
-        assert info.loader and info.page.startswith('http') and info.licence and info.tree and info.verified and info.clips
+        assert callable(info.list_clips) and info.page.startswith('http') and info.licence and info.tree and info.verified and info.clips
     assert list(dataset_table().index) == list(DATASETS)
 
 

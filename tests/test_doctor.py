@@ -6,8 +6,9 @@ from typer.testing import CliRunner
 from logocentric.data import doctor
 from logocentric.cli import app
 from logocentric.core import shared_path
-from logocentric.data.manifests import (AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table,
-                                        write_skip_list)
+from logocentric.data.lists import AUDIO_SUFFIXES, DataError, read_skip_list, write_skip_list
+from logocentric.data.datasets import DATASETS, read_dataset
+from logocentric.data.tables import read_table
 from logocentric.data.doctor import (FINDING_KINDS, KNOWN_FAULTS, clipped_samples, decibels, diagnose, examine,
                                      examine_all, folder_manifest, majority_value)
 
