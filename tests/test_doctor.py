@@ -1,15 +1,17 @@
-"The data-set doctor on sounds made here: each kind of finding is found, and a healthy file is not accused; on real recordings where they lie beside the checkout."
+"The data-set doctor: each kind of finding is found, and a healthy file is not accused."
 import json, os, signal
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf
 from typer.testing import CliRunner
-from logocentric.data import doctor
 from logocentric.cli import app
-from logocentric.core import shared_path
-from logocentric.data.manifests import (AUDIO_SUFFIXES, DATASETS, DataError, read_dataset, read_skip_list, read_table,
-                                        write_skip_list)
+from logocentric.data import doctor
+from logocentric.data.datasets import DATASETS, read_dataset
 from logocentric.data.doctor import (FINDING_KINDS, KNOWN_FAULTS, clipped_samples, decibels, diagnose, examine,
                                      examine_all, folder_manifest, majority_value)
+from logocentric.data.lists import AUDIO_SUFFIXES, DataError, read_skip_list, write_skip_list
+from logocentric.data.tables import read_table
+from miniatures import real, shared
+
 
 RATE = 16_000
 
@@ -53,7 +55,8 @@ def test_measures_against_the_whole_file(tmp_path):
     path = put(tmp_path/'a.wav', np.stack([left, right], 1))
     seen, x = examine(path), sf.read(path)[0]
     assert (seen.channels, seen.seconds, seen.error) == (2, 10, '')
-    assert seen.peak == pytest.approx((x.max() - x.min())/2, rel=1e-6) and seen.rms == pytest.approx(np.sqrt(np.mean(x.mean(1)**2)), rel=1e-4)
+    assert seen.peak == pytest.approx((x.max() - x.min())/2, rel=1e-6)
+    assert seen.rms == pytest.approx(np.sqrt(np.mean(x.mean(1)**2)), rel=1e-4)
 
 
 @pytest.mark.parametrize('runs, expected', [([1], 0), ([2], 0), ([3], 3), ([7, 2, 4], 11), ([], 0)])
@@ -64,7 +67,8 @@ def test_clipped_are_runs_of_three(runs, expected):
 
 
 def test_usual_and_decibels():
-    assert majority_value([1, 1, 1, 1, 2]) == 1 and majority_value([1, 1, 1, 2, 2]) is None and majority_value([1]*4) is None and majority_value([]) is None
+    assert majority_value([1, 1, 1, 1, 2]) == 1
+    assert all(majority_value(values) is None for values in ([1, 1, 1, 2, 2], [1]*4, []))
     assert (decibels(1), decibels(.1), decibels(0)) == (0, -20, -200)
 
 
@@ -87,7 +91,8 @@ def test_broken_files(tmp_path):
     assert kinds(tmp_path) == [('truncated', 'cut.flac'), ('truncated', 'cut.mp3'), ('truncated', 'cut.wav')] + [
         ('unreadable', n) for n in ('a.m4a', 'empty.wav', 'nan.wav', 'none.wav', 'page.wav')]
     said = found.findings.set_index('id')['message']
-    assert 'the header promises 8.0 s, and only 4.0 s' in said['cut.wav'] and 'NaN' in said['nan.wav'] and 'ffmpeg' in said['a.m4a'] and 'empty' in said['empty.wav']
+    assert 'the header promises 8.0 s, and only 4.0 s' in said['cut.wav'] and 'NaN' in said['nan.wav']
+    assert 'ffmpeg' in said['a.m4a'] and 'empty' in said['empty.wav']
     assert set(found.skip_list()) == set(said.index) and len(found.manifest.skip(found.skip_list())) == 1
 
 
@@ -98,18 +103,22 @@ def test_an_mp3_of_unstated_length_is_found_by_the_others(tmp_path):
     for tag in (b'Xing', b'Info'): raw = raw.replace(tag, b'\0'*4)
     (tmp_path/'3.mp3').write_bytes(raw[:len(raw)//2])
     (found,) = diagnose(tmp_path, processes=0).findings.to_dict('records')
-    assert (found['kind'], found['id'], found['severity']) == ('short', '3.mp3', 'problem') and '4.0 s expected by the length of the other clips' in found['message']
+    assert (found['kind'], found['id'], found['severity']) == ('short', '3.mp3', 'problem')
+    assert '4.0 s expected by the length of the other clips' in found['message']
 
 
 def test_silence_clipping_names_and_formats(tmp_path):
     for n in range(8): put(tmp_path/f'{n}.wav', wave(seed=n))
-    put(tmp_path/'zero.wav', 0*wave()), put(tmp_path/'hush.wav', wave()*1e-3), put(tmp_path/'constant.wav', 0*wave() + .3)
+    for name, samples in dict(zero=0*wave(), hush=wave()*1e-3, constant=0*wave() + .3).items():
+        put(tmp_path/f'{name}.wav', samples)
     put(tmp_path/'loud.wav', 9*wave(seed=20))
     put(tmp_path/'b.mp3', wave(seed=21)).rename(tmp_path/'mp3.wav')
     put(tmp_path/'fast.wav', wave(4, seed=22), 2*RATE)
     found = diagnose(tmp_path, processes=0)
-    assert kinds(tmp_path) == [('clipped', 'loud.wav'), ('format', 'fast.wav'), ('misnamed', 'mp3.wav'), ('silent', 'constant.wav'), ('silent', 'hush.wav'), ('silent', 'zero.wav')]
-    assert set(found.skip_list()) == {'constant.wav', 'hush.wav', 'zero.wav'} and set(found.skip_list(['clipped'])) == {'constant.wav', 'hush.wav', 'zero.wav', 'loud.wav'}
+    silent = ['constant.wav', 'hush.wav', 'zero.wav']
+    assert kinds(tmp_path) == [('clipped', 'loud.wav'), ('format', 'fast.wav'), ('misnamed', 'mp3.wav'),
+                               *(('silent', name) for name in silent)]
+    assert set(found.skip_list()) == {*silent} and set(found.skip_list(['clipped'])) == {*silent, 'loud.wav'}
     assert '32000 Hz' in found.findings.set_index('id')['message']['fast.wav'] and len(found.problems) == 3
 
 
@@ -125,13 +134,17 @@ def test_a_damaged_frame_is_a_note(tmp_path):
 
 def test_duplicates_across_names_formats_and_channels(tmp_path):
     mono = wave(seed=1)
-    put(tmp_path/'a.wav', mono), put(tmp_path/'a.flac', mono), put(tmp_path/'sub/stereo.aiff', np.stack([mono, mono], 1)), put(tmp_path/'other.wav', wave(seed=2))
-    put(tmp_path/'lossy.mp3', mono), put(tmp_path/'slower.wav', mono, RATE//2)
-    assert [k for k in kinds(tmp_path) if k[0] != 'short'] == [('duplicate', 'a.wav'), ('duplicate', 'sub/stereo.aiff')]  # of a.flac; lossy and slower copies are not found
+    for name in ('a.wav', 'a.flac', 'lossy.mp3'): put(tmp_path/name, mono)
+    put(tmp_path/'sub/stereo.aiff', np.stack([mono, mono], 1))
+    put(tmp_path/'other.wav', wave(seed=2))
+    put(tmp_path/'slower.wav', mono, RATE//2)
+    found = [k for k in kinds(tmp_path) if k[0] != 'short'] # copies of a.flac; lossy and slower copies are not found
+    assert found == [('duplicate', 'a.wav'), ('duplicate', 'sub/stereo.aiff')]
 
 
 def test_a_leak_is_closed_by_taking_clips_out_of_training(tmp_path):
-    for path, seed in {'train/a.wav': 1, 'test/b.flac': 1, 'valid/c.wav': 1, 'train/d.wav': 2}.items(): put(tmp_path/path, wave(seed=seed))
+    for path, seed in {'train/a.wav': 1, 'test/b.flac': 1, 'valid/c.wav': 1, 'train/d.wav': 2}.items():
+        put(tmp_path/path, wave(seed=seed))
     found = diagnose(tmp_path, processes=0)
     assert kinds(tmp_path) == [('leak', 'train/a.wav'), ('leak', 'valid/c.wav')]
     assert 'the same sound as test/b.flac in test, and this one is in train' in found.findings['message'].tolist()
@@ -140,21 +153,27 @@ def test_a_leak_is_closed_by_taking_clips_out_of_training(tmp_path):
 
 def test_a_table_of_ones_own(tmp_path):
     "Lengths by the list, other labels for the same sound, two clips of one file, and a class in a name."
-    put(tmp_path/'jazz/jazz.1.wav', wave(seed=1)), put(tmp_path/'rock/rock.1.wav', wave(seed=1)), put(tmp_path/'rock/jazz.2.wav', wave(seed=2)), put(tmp_path/'rock/stray.wav', wave(seed=3))
-    rows = [('jazz/jazz.1.wav', 'jazz', 'j', 0, 1), ('jazz/jazz.1.wav', 'jazz', 'j2', 1, 1), ('rock/rock.1.wav', 'rock', 'r', 0, 5), ('rock/jazz.2.wav', 'rock', 'x', 0, 2), ('no.wav', 'jazz', 'n', 0, 2)]
+    for path, seed in {'jazz/jazz.1': 1, 'rock/rock.1': 1, 'rock/jazz.2': 2, 'rock/stray': 3}.items():
+        put(tmp_path/f'{path}.wav', wave(seed=seed))
+    rows = [('jazz/jazz.1.wav', 'jazz', 'j', 0, 1), ('jazz/jazz.1.wav', 'jazz', 'j2', 1, 1),
+            ('rock/rock.1.wav', 'rock', 'r', 0, 5), ('rock/jazz.2.wav', 'rock', 'x', 0, 2),
+            ('no.wav', 'jazz', 'n', 0, 2)]
     pd.DataFrame(rows, columns=['path', 'label', 'id', 'start', 'duration']).to_csv(tmp_path/'list.csv', index=False)
     manifest = read_table(tmp_path/'list.csv')
     found = diagnose(manifest, processes=0)
-    assert kinds(manifest) == [('duplicate', 'r'), ('misplaced', 'x'), ('missing', 'n'), ('short', 'r'), ('unlisted', 'rock/stray')]
+    assert kinds(manifest) == [('duplicate', 'r'), ('misplaced', 'x'), ('missing', 'n'), ('short', 'r'),
+                               ('unlisted', 'rock/stray')]
     said = found.findings.set_index('kind')['message']
-    assert 'with other labels' in said['duplicate'] and '2.0 s found, 5.0 s expected by the list' in said['short'] and 'says jazz, its folder rock' in said['misplaced']
+    assert '2.0 s found, 5.0 s expected by the list' in said['short'] and 'with other labels' in said['duplicate']
+    assert 'says jazz, its folder rock' in said['misplaced']
     assert len(found.examined) == 3  # files, each decoded once
 
 
 # --- published sets
 
 def gtzan(folder):
-    for n, genre in enumerate(['blues', 'jazz', 'hiphop', 'reggae']): put(folder/f'genres/{genre}/{genre}.00000.wav', wave(seed=n))
+    for n, genre in enumerate(['blues', 'jazz', 'hiphop', 'reggae']):
+        put(folder/f'genres/{genre}/{genre}.00000.wav', wave(seed=n))
     return folder
 
 
@@ -162,7 +181,8 @@ def test_known_broken_here_and_absent(tmp_path):
     (gtzan(tmp_path)/'genres/jazz/jazz.00054.wav').write_bytes(b'RIFF')
     found = diagnose(tmp_path, processes=0)
     row, = found.findings[found.findings['id'] == 'jazz.00054'].to_dict('records')
-    assert (row['kind'], row['known']) == ('unreadable', KNOWN_FAULTS['gtzan']['jazz.00054']) and 'known: ' in found.skip_list()['jazz.00054']
+    assert (row['kind'], row['known']) == ('unreadable', KNOWN_FAULTS['gtzan']['jazz.00054'])
+    assert 'known: ' in found.skip_list()['jazz.00054']
     (tmp_path/'genres/jazz/jazz.00054.wav').unlink()
     found = diagnose(tmp_path, processes=0)
     assert found.findings[found.findings['known'] != ''][['kind', 'id']].values.tolist() == [['missing', 'jazz.00054']]
@@ -187,7 +207,8 @@ def test_loaders_honour_the_skip_list(tmp_path):
     for name in ('skip.csv', 'skip.json'):
         path = write_skip_list(tmp_path/name, found.skip_list())
         left = read_dataset('gtzan', tmp_path, skip=path).require()
-        assert len(left) == 4 and len(left.skipped) == 996 and left.hash == found.report()['hash_after'] != found.manifest.hash
+        assert len(left) == 4 and len(left.skipped) == 996
+        assert left.hash == found.report()['hash_after'] != found.manifest.hash
     again = diagnose(left, processes=0)
     assert not len(again.problems) and again.skip_list() == read_skip_list(path)
 
@@ -220,7 +241,8 @@ def test_a_second_run_decodes_nothing_and_a_changed_file_again(tmp_path, monkeyp
     put(tmp_path/'2.wav', 0*wave())
     os.utime(tmp_path/'2.wav', ns=(0, 1))
     again = diagnose(tmp_path, processes=0)
-    assert [Path(c).name for c in calls] == ['2.wav'] and again.findings['kind'].tolist() == ['silent'] and again.measured == 1
+    assert [Path(c).name for c in calls] == ['2.wav'] and again.measured == 1
+    assert again.findings['kind'].tolist() == ['silent']
 
 
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
@@ -244,35 +266,46 @@ def _deadly(paths):
 def test_a_crash_costs_one_file(tmp_path):
     paths = [put(tmp_path/f'{n:02}{"deadly"*(n == 5)}.wav', wave(.2, n)) for n in range(20)]
     seen, measured = examine_all(paths, tmp_path/'cache.jsonl', processes=2, work=_deadly)
-    assert measured == 20 and [s.error for s in seen] == ['the decoder crashed on it' if n == 5 else '' for n in range(20)]
+    errors = ['the decoder crashed on it' if n == 5 else '' for n in range(20)]
+    assert measured == 20 and [s.error for s in seen] == errors
     assert examine_all(paths, tmp_path/'cache.jsonl', processes=2) == (seen, 0)
 
 
 def test_processes_agree_with_one(tmp_path):
     paths = [put(tmp_path/f'{n}.flac', wave(.2, n)) for n in range(9)]
-    assert examine_all(paths, tmp_path/'a.jsonl', processes=1)[0] == examine_all(paths, tmp_path/'b.jsonl', processes=0)[0]
+    one, none = [examine_all(paths, tmp_path/f'{n}.jsonl', processes=n)[0] for n in (1, 0)]
+    assert one == none
 
 
 # --- reports and refusals
 
 def test_the_report_is_json_and_no_file_is_touched(tmp_path):
     (gtzan(tmp_path)/'genres/jazz/jazz.00001.wav').touch()
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()}
+    state = lambda: {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()}
+    before = state()
     report = json.loads(json.dumps(diagnose(tmp_path, processes=0).report(), allow_nan=False))
-    assert report['counts'] == dict(missing=995, unreadable=1) and report['examined'] == 5 and len(report['leave_out']) == 996
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert report['counts'] == dict(missing=995, unreadable=1)
+    assert report['examined'] == 5 and len(report['leave_out']) == 996 and state() == before
 
+
+def command(folder, *options): return CliRunner().invoke(app, ['doctor', str(folder), '--processes', '0', *options])
+
+def incomplete(n):
+    return (f'next: {n} of the 2,000 clips that the publisher counts are listed; complete the set, '
+            f'or go on with these: manifest.require({n})')
 
 def test_the_command_on_a_set_of_another_size(tmp_path):
-    "The last line counts listed and skipped clips against the publisher's; a set that is listed whole has no such line."
+    "The last line counts listed and skipped clips against the publisher's; a set listed whole has no such line."
     put(tmp_path/'esc/audio/1-1-A-0.wav'), put(tmp_path/'esc/audio/1-2-A-0.wav', wave(seed=1))
     (tmp_path/'esc/meta').mkdir()
-    (tmp_path/'esc/meta/esc50.csv').write_text('filename,fold,target,category,esc10\n1-1-A-0.wav,1,0,dog,True\n1-2-A-0.wav,1,0,dog,True\n')
-    write_skip_list(tmp_path/'skip.csv', {'1-2-A-0': 'x'})
-    said = [CliRunner().invoke(app, ['doctor', str(tmp_path/'esc'), '--processes', '0', *o]).output for o in ((), ('--skip', str(tmp_path/'skip.csv')))]
-    assert all(s.rstrip().endswith('next: 2 of the 2,000 clips that the publisher counts are listed; complete the set, or go on with these: manifest.require(2)') for s in said)
-    whole = CliRunner().invoke(app, ['doctor', str(gtzan(tmp_path/'gtzan')), '--processes', '0'])
-    assert whole.exit_code == 1 and 'the publisher counts' not in whole.output and 'writes down the 996 clips to leave out' in whole.output
+    (tmp_path/'esc/meta/esc50.csv').write_text('filename,fold,target,category,esc10\n1-1-A-0.wav,1,0,dog,True\n'
+                                               '1-2-A-0.wav,1,0,dog,True\n')
+    skip = write_skip_list(tmp_path/'skip.csv', {'1-2-A-0': 'x'})
+    said = [command(tmp_path/'esc', *options).output for options in ((), ('--skip', str(skip)))]
+    assert all(s.rstrip().endswith(incomplete(2)) for s in said)
+    whole = command(gtzan(tmp_path/'gtzan'))
+    assert whole.exit_code == 1 and 'the publisher counts' not in whole.output
+    assert 'writes down the 996 clips to leave out' in whole.output
 
 
 def test_refusals(tmp_path):
@@ -280,31 +313,30 @@ def test_refusals(tmp_path):
     with pytest.raises(DataError, match='no folder'): diagnose(tmp_path/'no')
     put(tmp_path/'a.wav')
     with pytest.raises(DataError, match='no kind of finding dull'): diagnose(tmp_path, processes=0).skip_list(['dull'])
-    assert all(k.severity in ('out', 'problem', 'note') for k in FINDING_KINDS.values()) and set(doctor.SUFFIX_FORMATS) <= set(AUDIO_SUFFIXES)
+    assert {k.severity for k in FINDING_KINDS.values()} == {'out', 'problem', 'note'}
+    assert set(doctor.SUFFIX_FORMATS) <= set(AUDIO_SUFFIXES)
     assert folder_manifest(tmp_path).name == tmp_path.name
 
 
 # --- real recordings
 
-real = lambda *parts: pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', *parts).exists()), reason=f"shared data {'/'.join(parts)} is not there")
-
 @real('esc10')
 def test_esc10_is_healthy():
-    found = diagnose(shared_path()/'data'/'esc10', processes=0)
+    found = diagnose(shared('esc10'), processes=0)
     assert len(found.examined) == 240 and not len(found.findings)
 
 
 @real('esc10')
 def test_the_command_says_how_many_clips_the_publisher_counts():
     "Healthy files and half a set: `require` refuses, and so the command does not say that there is nothing to do."
-    said = CliRunner().invoke(app, ['doctor', str(shared_path()/'data'/'esc10'), '--processes', '0'])
-    assert said.exit_code == 0 and said.output.rstrip().endswith('next: 240 of the 2,000 clips that the publisher counts are listed; complete the set, or go on with these: manifest.require(240)')
-    manifest = read_dataset('esc50', shared_path()/'data'/'esc10')
+    said = command(shared('esc10'))
+    assert said.exit_code == 0 and said.output.rstrip().endswith(incomplete(240))
+    manifest = read_dataset('esc50', shared('esc10'))
     assert manifest.require(240) is manifest
 
 
 @real('recordings', 'incompetech')
 def test_a_real_damaged_frame_is_a_note():
-    found = diagnose(shared_path()/'data'/'recordings'/'incompetech', processes=0)
+    found = diagnose(shared('recordings', 'incompetech'), processes=0)
     assert not len(found.problems)
     assert found.findings[found.findings['kind'] == 'damaged']['id'].tolist() == ['Krampus Workshop.mp3']
