@@ -11,14 +11,15 @@ __all__ = ['DIMENSIONS', 'FREQUENCY_WEIGHTS', 'STRAY', 'STRAY_ELSEWHERE', 'DIMEN
 import random, re, tomllib
 from collections import Counter
 from functools import lru_cache
-from importlib.resources import files
+from ..core import shipped_path
 
 # %% ../../nbs/60_facts.ipynb #bc377319
 @lru_cache
 def load_asset(name: str) -> dict:
     "A TOML file that ships with this package."
-    return tomllib.loads((files('logocentric')/'assets'/name).read_text(encoding='utf-8'))
+    return tomllib.loads((shipped_path()/name).read_text(encoding='utf-8'))
 
+# %% ../../nbs/60_facts.ipynb #fa000001
 def load_facts() -> dict:
     "The facts file: `facts[dimension][idea]` is a lexicon entry, `facts['strand']` a list of strands."
     return load_asset('facts.toml')
@@ -34,6 +35,7 @@ def genres() -> list[str]:
 # %% ../../nbs/60_facts.ipynb #32f9da21
 _CHOICE = re.compile(r'\(([^()]*)\)')
 
+# %% ../../nbs/60_facts.ipynb #fa000006
 def expand(pattern: str,       # text with choices in parentheses
            rng: random.Random  # who chooses
           ) -> str:
@@ -54,6 +56,7 @@ FREQUENCY_WEIGHTS = dict(usually=8., often=4., sometimes=1.5, rarely=.5)
 STRAY = dict(production=.2, texture=.3, mood=.85) # share of ideas that have nothing to do with the genre …
 STRAY_ELSEWHERE = .08                             # … and in all other dimensions
 
+# %% ../../nbs/60_facts.ipynb #fa000002
 def sample_idea(strand: dict, dimension: str, rng: random.Random) -> str:
     "An idea of one dimension, as often as the strand shows it."
     if rng.random() < STRAY.get(dimension, STRAY_ELSEWHERE): return rng.choice(list(load_facts()[dimension]))
@@ -69,8 +72,11 @@ def sample_strand(genre: str, rng: random.Random) -> dict:
 # %% ../../nbs/60_facts.ipynb #fac70004
 DIMENSION_WEIGHTS = dict(tempo=1., drums=1.3, bass=1.1, lead=1.5, backing=1.3, harmony=1., feel=.8, production=.9,
                          texture=.6, mood=1.2)
+
+# %% ../../nbs/60_facts.ipynb #fa000004
 FEATURE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 11, 11, 11) # features of a sentence, each as often
 
+# %% ../../nbs/60_facts.ipynb #fa000005
 def sample_features(strand: dict, n: int, rng: random.Random) -> list[tuple[str, str]]:
     "`n` features `(dimension, idea)` of a strand in random order; moods may come twice."
     weights = DIMENSION_WEIGHTS | {'mood again': .8}
@@ -118,6 +124,7 @@ def _known(rng):
     strand = sample_strand(rng.choice(genres()), rng)
     return list(known_presence(sample_features(strand, rng.choice(FEATURE_COUNTS), rng)).items())
 
+# %% ../../nbs/60_facts.ipynb #fa000008
 def _sampled_shares(known, weights):
     "How often each pair is sampled, if one is taken from every list."
     share = Counter()
@@ -141,6 +148,7 @@ def _presence_weights(n=3000, rounds=4):
 # %% ../../nbs/60_facts.ipynb #35b00008
 YES_WEIGHT = 1.4 # a rare yes is often sampled twice from one body, and asked once
 
+# %% ../../nbs/60_facts.ipynb #fa000009
 def sample_presence(features: list[tuple[str, str]], rng: random.Random) -> tuple[str, str] | None:
     "A thing to ask for and whether it is there; `None` if nothing can be asked."
     known = list(known_presence(features).items())

@@ -12,10 +12,10 @@ __all__ = ['THINGS', 'STATEMENTS', 'JOINERS', 'FRAMES', 'ANSWER_FRAMES', 'OBJECT
 # %% ../../nbs/61_knowledge.ipynb #kn000003
 import random, re
 from typing import NamedTuple
+from .facts import (FEATURE_COUNTS, answer_of, expand, genres, load_asset, load_facts,
+                                        sample_features, sample_presence, sample_strand)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-from .facts import (FEATURE_COUNTS, answer_of, expand, genres, load_asset, load_facts, sample_features,
-                                        sample_presence, sample_strand)
 
 # %% ../../nbs/61_knowledge.ipynb #a9e07d2f
 _PHRASES = load_asset('phrases.toml')
@@ -26,6 +26,7 @@ def _forms(slot, dimension, entry):
     if slot == 'mood': return entry.get('is') if dimension == 'mood' else None
     return entry.get(slot)
 
+# %% ../../nbs/61_knowledge.ipynb #kn000031
 def _place_phrase(filled, slots, feature, rng):
     "Put a phrase for a feature into one of the slots; whether there was a place."
     dimension, idea = feature
@@ -79,11 +80,15 @@ def _tidy(text):
 _GENRE = _PHRASES['genre']
 FRAMES, ANSWER_FRAMES, OBJECT_FRAMES = _GENRE['frames'], _GENRE['answer_frames'], _GENRE['object_frames']
 GENRE_FIRST_FRAMES, COMPOSED_FRAMES = _GENRE['genre_first_frames'], _GENRE['composed_frames']
-FRAME_SHARES = [(FRAMES, .30), (ANSWER_FRAMES, .12), (COMPOSED_FRAMES, .40), (OBJECT_FRAMES, .14), (GENRE_FIRST_FRAMES, .04)]
+
+# %% ../../nbs/61_knowledge.ipynb #kn000044
+FRAME_SHARES = [(FRAMES, .30), (ANSWER_FRAMES, .12), (COMPOSED_FRAMES, .40), (OBJECT_FRAMES, .14),
+                (GENRE_FIRST_FRAMES, .04)]
 
 # %% ../../nbs/61_knowledge.ipynb #35b00002
 SLOT_WORDS = _PHRASES['words']
 
+# %% ../../nbs/61_knowledge.ipynb #kn000042
 def fill_slots(shape: str, rng: random.Random) -> str:
     "A shape with words chosen for the slots of `SLOT_WORDS`; other slots stay."
     word = lambda m: rng.choice(SLOT_WORDS[m[1]]) if m[1] in SLOT_WORDS else m[0]
@@ -100,6 +105,7 @@ def _usual_phrase(strand, form, rng):
     ideas = strand[dimension].get('usually') or strand[dimension]['often']
     return expand(rng.choice(load_facts()[dimension][rng.choice(ideas)][form]), rng)
 
+# %% ../../nbs/61_knowledge.ipynb #kn000032
 def gist(strand: dict, rng: random.Random) -> str:
     "In a few words, what a strand usually is."
     word = lambda m: rng.choice(_GENRE['kinds']) if m[1] == 'kind' else _usual_phrase(strand, m[1], rng)
@@ -107,6 +113,8 @@ def gist(strand: dict, rng: random.Random) -> str:
 
 # %% ../../nbs/61_knowledge.ipynb #35a00010
 TOPIC_FRAMES, PRESENCE_FRAMES = _PHRASES['questions']['topic_frames'], _PHRASES['questions']['presence_frames']
+
+# %% ../../nbs/61_knowledge.ipynb #kn000043
 TOPIC_WEIGHTS = dict(genre=3., tempo=1., bpm=.7, lead=2., beat=1.5, mode=1.2, rhythm=.8, sound=.8, energy=1.3, mood=1.5,
                      presence=4., again=4.) # how often each is asked; `again` is a second question for a presence
 
@@ -127,6 +135,7 @@ class Sentence(NamedTuple):
     text: str
     answers: list[tuple[int, int]] # where the answers stand, as spans of characters
 
+# %% ../../nbs/61_knowledge.ipynb #kn000033
 def _mark(answer): return f'\x01{answer}\x02'
 
 def _unmark(text):
@@ -137,10 +146,12 @@ def _unmark(text):
 # %% ../../nbs/61_knowledge.ipynb #35b00012
 def _capital(text): return text[0].upper() + text[1:]
 
+# %% ../../nbs/61_knowledge.ipynb #kn000034
 def _frame(frames, ask, answer, rng):
     frame = fill_slots(rng.choice(frames), rng).replace('{ask}', ask)
     return re.sub(r'\{answer\}|\{genre\}', lambda _: _mark(answer), frame)
 
+# %% ../../nbs/61_knowledge.ipynb #kn000035
 def _follow(frames, ask, answer, rng):
     "A question that comes after the body."
     short = [f.removeprefix('{body}').lstrip(' .,;-') for f in frames if f.startswith('{body}')]
@@ -151,6 +162,7 @@ GENRE_SHARE = .5                                # of the sentences ask for the g
 GIST_SHARE = .1                                 # of the questions for the genre are answered with a gist
 FOLLOW_UP_SHARES = (.15, .15, .2, .2, .15, .15) # how often no, one, two … more questions follow
 
+# %% ../../nbs/61_knowledge.ipynb #kn000036
 def _genre_question(genre, strand, rng):
     frames, = rng.choices([frames for frames, _ in FRAME_SHARES], [share for _, share in FRAME_SHARES])
     return frames, '', gist(strand, rng) if rng.random() < GIST_SHARE else genre
@@ -164,6 +176,7 @@ def _sample_topics(rng):
     if first: topics = ['genre'] + [t for t in topics if t != 'genre']
     return topics[:more + 1]
 
+# %% ../../nbs/61_knowledge.ipynb #kn000037
 def _sample_questions(genre, strand, features, rng):
     "The first question, then all that follow."
     ask = lambda t: _genre_question(genre, strand, rng) if t == 'genre' else sample_question(t, features, rng)
@@ -175,6 +188,7 @@ def _sample_questions(genre, strand, features, rng):
 LEAD_IN_SHARE, ASIDE_SHARE = .4, .15            # how often something stands before the body, and after it
 _ADJECTIVES = [s for s in STATEMENTS if s.startswith('{is}')]
 
+# %% ../../nbs/61_knowledge.ipynb #kn000038
 def _body(frame, features, rng):
     "The body that a frame asks for, perhaps with something before it."
     if '{things}' in frame: return realize_body(features, rng, THINGS)
@@ -210,6 +224,7 @@ def knowledge(n: int,       # how many sentences
     rng, names = random.Random(seed), genres()
     return [sample_sentence(rng.choice(names), rng) for _ in range(n)]
 
+# %% ../../nbs/61_knowledge.ipynb #kn000041
 def knowledge_text(n: int, seed: int = 0) -> list[str]:
     "The texts of `knowledge`, one sentence a row."
     return [sentence.text for sentence in knowledge(n, seed)]
@@ -218,6 +233,7 @@ def knowledge_text(n: int, seed: int = 0) -> list[str]:
 HELD_OUT_WORDS = 'reggae disco experimental hip-hop'.split()
 END_OF_TEXT = '<|endoftext|>'
 
+# %% ../../nbs/61_knowledge.ipynb #kn000039
 def _empty_bpe():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -242,6 +258,7 @@ def words(text: str) -> list[str]:
     "Lower-case words of a text, hyphens and apostrophes kept inside."
     return re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text.lower())
 
+# %% ../../nbs/61_knowledge.ipynb #kn000040
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     "All runs of `n` words."
     w = words(text)
