@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/sh
 QUIET  := $(if $(CI),-q)
 
+# Two workers; a file stays with one of them, and tests/conftest.py puts the longest files first.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 # The first interpreter that is Python 3.11-3.13 and can make a virtual environment; `make PYTHON=...` names another.
 IN_RANGE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -22,25 +25,25 @@ reproduce: $(VENV)/installed ## Install, then regenerate every table and figure 
 	@$(BIN)/logocentric reproduce --scale $(SCALE) --seed $(SEED)
 
 test: gate ## Install, then run the gate: export, clean, notebooks, tests
-	@LOGOCENTRIC_QUIET=1 $(BIN)/python -m pytest -q tests
+	@$(PYTEST) tests
 	@$(CLEAN_TREE)
 
-test-full: gate $(VENV)/installed-full ## The gate with the heavier checks, and a pretrained reader (84 MB)
-	@LOGOCENTRIC_QUIET=1 $(BIN)/python -m pytest -q -m 'slow or not slow' tests
+test-full: gate $(VENV)/installed-full ## The gate with the heavier checks, and a pretrained reasoner (84 MB)
+	@$(PYTEST) -m 'slow or not slow' tests
 	@$(CLEAN_TREE)
 
-# nbs/experiments/.notest keeps nbdev_test out of the papermill notebooks; tests/test_experiments.py runs those.
+# nbs/experiments/.notest keeps nbdev_test out of the papermill notebooks: those are run by tests, and nothing is run twice.
 gate: $(VENV)/installed-dev
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
-	@LOGOCENTRIC_QUIET=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@LOGOCENTRIC_QUIET=1 OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
 
 # In CI the gate must leave the checkout as it was committed: no stale module, no uncleaned notebook.
 CLEAN_TREE = if [ -n "$(CI)" ] && git rev-parse --git-dir >/dev/null 2>&1 && [ -n "$$(git status --porcelain)" ]; then \
   echo 'The gate changed the checkout; run `make test` and commit what it writes:'; git status --porcelain; exit 1; fi
 
 readme: $(VENV)/installed ## Make README.md from nbs/index.ipynb
-	@$(BIN)/python -c 'from logocentric.readme import write_readme; print(write_readme())'
+	@$(BIN)/python tools/readme.py
 
 # pip's own configuration (PIP_* variables, pip.conf) decides where packages and the build of torch come from.
 $(VENV)/installed: pyproject.toml | $(BIN)/python

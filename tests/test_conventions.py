@@ -1,5 +1,7 @@
 "The rules of the house, checked on what is committed: notebooks, generated modules, packaging. Nothing is executed."
-import ast, configparser, json, re, shutil, statistics, subprocess, sys, tomllib
+import ast, configparser, io, json, re, shutil, statistics, subprocess, sys, tokenize, tomllib
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 import papermill, pytest
 
@@ -8,25 +10,46 @@ PACKAGE = ROOT/'logocentric'
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 EXPERIMENTS = sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))
 NOTEBOOKS = [*LIBRARY, *sorted((ROOT/'nbs').glob('index.ipynb')), *EXPERIMENTS]
-MODULES = sorted(p for p in PACKAGE.glob('*.py') if not p.name.startswith('_'))
-NUMBER = {p.stem[3:]: int(p.stem[:2]) for p in LIBRARY}  # module -> number of its notebook
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
+SCRIPTS = [*sorted((ROOT/'tools').glob('*.py')), *sorted((ROOT/'tests').glob('*.py'))]
+GROUPS = {0: '', 1: 'audio', 2: 'data', 3: 'data', 4: 'encoder', 5: 'captioner', 6: 'reasoner', 7: 'pipeline',
+          8: 'pipeline', 9: ''} # first digit of a notebook -> folder of its module; floor and commands have none
+WIDTH = 120
 
 name = lambda p: p.stem
 library = pytest.mark.parametrize('path', LIBRARY, ids=name)
 experiments = pytest.mark.parametrize('path', EXPERIMENTS, ids=name)
 notebooks = pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
-modules = pytest.mark.parametrize('path', MODULES, ids=name)
 
 
-def cells(path, kind=None):
-    found = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return [c for c in found if c['cell_type'] == kind or kind is None]
+def dotted(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts) # `audio.frontend`
+
+
+modules = pytest.mark.parametrize('path', MODULES, ids=dotted)
+
+
+@cache
+def _notebook(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+def cells(path, kind=None): return [c for c in _notebook(path)['cells'] if c['cell_type'] == kind or kind is None]
 
 
 def source(cell): return ''.join(cell['source'])
 
 
 def code(path): return [source(c) for c in cells(path, 'code')]
+
+
+def exported(path): return [text for text in code(path) if re.search(r'^#\| *exporti?\b', text, re.M)]
+
+
+def python(text): # magics are not Python
+    return '\n'.join('pass' if line.lstrip().startswith(('!', '%')) else line for line in text.splitlines())
+
+
+@cache
+def tree(path): return ast.parse(path.read_text(encoding='utf-8'))
 
 
 def outputs(path): return [o for c in cells(path, 'code') for o in c['outputs']]
@@ -38,25 +61,34 @@ def output_text(output):
     return '\n'.join(''.join(s) for s in shown)
 
 
-def imported(text):
-    "Modules of the package that a piece of Python imports."
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level: names = [f'logocentric.{node.module}']
-        elif isinstance(node, ast.ImportFrom) and node.module == 'logocentric': names = [f'logocentric.{a.name}' for a in node.names]
-        elif isinstance(node, ast.ImportFrom): names = [node.module]
-        else: continue
-        found |= {n.split('.')[1] for n in names if n.startswith('logocentric.')}
-    return found
+def default_exp(path):
+    "The module that a notebook exports, as `group.name`."
+    names = [m[1] for text in code(path)[:2] if (m := re.search(r'^#\| *default_exp +([\w.]+)', text, re.M))]
+    return names[0] if len(names) == 1 else None
+
+
+NUMBER = {default_exp(p): int(p.stem[:2]) for p in LIBRARY} # module -> number of its notebook
+
+
+def named_by(node, package=()): # the modules of the package that an import statement may mean
+    if isinstance(node, ast.Import): return [a.name for a in node.names]
+    if not isinstance(node, ast.ImportFrom): return []
+    above = package[:len(package) - node.level + 1] if node.level else ()
+    whole = '.'.join([*above, *filter(None, [node.module])])
+    return [whole, *(f'{whole}.{a.name}' for a in node.names)]
+
+
+def imported(tree, package=()):
+    "Modules of the package that a piece of Python imports, at its top or inside a function."
+    found = {n.removeprefix('logocentric.') for node in ast.walk(tree) for n in named_by(node, package)}
+    return found & set(NUMBER)
 
 
 # --- notebooks
 
 @notebooks
 def test_kernel_and_size(path):
-    metadata = json.loads(path.read_text(encoding='utf-8'))['metadata']
-    assert metadata['kernelspec']['name'] == 'python3'
+    assert _notebook(path)['metadata']['kernelspec']['name'] == 'python3'
     assert path.stat().st_size < 1_000_000
 
 
@@ -83,7 +115,8 @@ def test_outputs_hold_no_residue(path, kind):
 
 def cell_lengths(path):
     "Lines of code in each code cell; directives and empty lines do not count."
-    lengths = [sum(bool(line.strip()) and not line.startswith('#|') for line in text.splitlines()) for text in code(path)]
+    counted = lambda text: sum(bool(line.strip()) and not line.startswith('#|') for line in text.splitlines())
+    lengths = [counted(text) for text in code(path)]
     return [n for n in lengths if n]
 
 
@@ -100,10 +133,36 @@ def test_cells_are_short_on_the_whole():
     assert statistics.median(n for path in LIBRARY for n in cell_lengths(path)) <= 6
 
 
+@notebooks
+def test_lines_of_code_end_in_time(path):
+    assert not [line for text in code(path) for line in text.splitlines() if len(line) > WIDTH]
+
+
+def characters(text): return len('\n'.join(line for line in text.splitlines() if not line.startswith('#|')).strip())
+
+
+@library
+def test_exported_cells_are_short(path):
+    "A cell of nine wide lines is a long cell. A longer one says why, in a comment `# long: ...`."
+    texts = exported(path)
+    assert statistics.median(map(characters, texts)) <= 350
+    assert not [(characters(t), t[:80]) for t in texts if characters(t) > 900 and not re.search(r'# long: \w+', t)]
+    assert sum('# long:' in t for t in texts) <= 2
+
+
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p not in EXPERIMENTS], ids=name)
 def test_opens_like_a_book(path):
     first = next(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
     assert re.match(r'# \S.*\n+> \S', first), 'a title, then a summary of one sentence'
+
+
+PLUMBING = re.compile(r'IProgress|filterwarnings|simplefilter|disable_progress_bar|set_verbosity|basicConfig')
+
+@notebooks
+def test_opens_without_plumbing(path):
+    "What keeps a machine quiet is no way to begin a chapter. The filter for `IProgress` stands in one place."
+    assert not [text for text in code(path)[:4] if PLUMBING.search(text)]
+    assert path.stem == '00_core' or not any('IProgress' in text for text in code(path))
 
 
 @experiments
@@ -119,32 +178,95 @@ def test_cell_ids_are_unique(path):
 
 
 @notebooks
+def test_links_between_notebooks_lead_somewhere(path):
+    prose = '\n'.join(source(c) for c in cells(path, 'markdown'))
+    targets = re.findall(r'\]\(([^)\s#]+\.(?:ipynb|md))(?:#[^)]*)?\)', prose)
+    assert not [t for t in targets if not re.match(r'[a-z]+:', t) and not (path.parent/t).exists()]
+
+
+@notebooks
 def test_scripts_for_a_queue_begin_as_scripts(path):
     "A round trip through jupytext eats the first character of `#!`."
     blocks = [b for c in cells(path, 'markdown') for b in re.findall(r'```(?:bash|sh)\n(.*?)```', source(c), re.S)]
-    assert not [b for b in blocks if '#SBATCH' in b and not b.startswith('#!/')] and not [b for b in blocks if b.startswith('!/')]
+    assert not [b for b in blocks if '#SBATCH' in b and not b.startswith('#!/')]
+    assert not [b for b in blocks if b.startswith('!/')]
 
 
-# --- the library
+# --- the library: groups, arrows, walls
 
 @library
 def test_notebook_names_its_module(path):
-    names = [m[1] for c in code(path)[:2] if (m := re.search(r'^#\| default_exp (\w+)', c, re.M))]
-    assert names == [path.stem[3:]] and (PACKAGE/f'{names[0]}.py').is_file()
+    module = default_exp(path)
+    group, _, own = module.rpartition('.')
+    assert path.stem[3:] in {own, group if own == 'model' else own} # `captioner.model` is told in `51_captioner`
+    assert group == GROUPS[int(path.stem[0])]
+    assert (PACKAGE/f'{module.replace(".", "/")}.py').is_file()
+
+
+def test_numbers_and_modules_are_told_apart():
+    numbers = [p.stem[:2] for p in LIBRARY]
+    assert len(set(numbers)) == len(numbers) and len(NUMBER) == len(LIBRARY)
 
 
 @library
 def test_imports_only_point_down(path):
     for text in code(path):
-        if text.lstrip().startswith(('!', '%')): continue
-        for module in imported(text): assert NUMBER[module] < NUMBER[path.stem[3:]], f'{path.stem} imports {module}'
+        for module in imported(ast.parse(python(text))):
+            assert NUMBER[module] < int(path.stem[:2]), f'{path.stem} imports {module}'
+
+
+@cache
+def arrows(): # module -> modules that it imports
+    return {dotted(p): imported(tree(p), ('logocentric', *p.relative_to(PACKAGE).parts[:-1])) for p in MODULES}
+
+
+def reached(module):
+    "All modules that come along when one is imported."
+    found, ahead = set(), [module]
+    while ahead:
+        new = arrows()[ahead.pop()] - found
+        found |= new; ahead += new
+    return found
+
+
+STANDS_ABOVE = {'reasoner.tagging'} # asks a captioner for every label, by the reasoner's trie: it needs both
+WALLS = {                           # group -> groups that none of its modules may reach
+    'data': {'encoder', 'captioner', 'reasoner', 'pipeline'},      # data knows no model
+    'encoder': {'captioner', 'reasoner', 'pipeline'},              # an encoder needs no words
+    'reasoner': {'encoder', 'captioner', 'pipeline'},              # the reasoner never hears
+    'captioner': {'reasoner', 'pipeline'},                         # the captioner does not reason
+    '': {'audio', 'data', 'encoder', 'captioner', 'reasoner', 'pipeline'}, # the floor stands alone
+    'audio': {'data', 'encoder', 'captioner', 'reasoner', 'pipeline'},
+}
+FLOOR = {m for m, number in NUMBER.items() if number < 10}
+
+
+def behind(group): return FLOOR if group == '' else {m for m in NUMBER if m.startswith(f'{group}.')} - STANDS_ABOVE
+
+
+@pytest.mark.parametrize('group', WALLS, ids=lambda g: g or 'floor')
+def test_walls(group):
+    "The paper's claim in imports: hearing and reasoning are two things."
+    for module in behind(group):
+        over = {m for m in reached(module) if m.split('.')[0] in WALLS[group]}
+        assert not over, f'{module} reaches {sorted(over)}'
+
+
+def test_walls_would_notice(monkeypatch):
+    "A wall between groups that do not exist stands by itself."
+    assert {m.rpartition('.')[0] for m in NUMBER} == set(GROUPS.values()) and STANDS_ABOVE <= set(NUMBER)
+    assert any(m.startswith('captioner.') for m in reached('reasoner.tagging'))
+    assert imported(ast.parse('from ..core import stage'), ('logocentric', 'audio')) == {'core'}
+    assert imported(ast.parse('from . import core'), ('logocentric',)) == {'core'}
+    assert imported(ast.parse('def f():\n    import logocentric.core as c')) == {'core'}
 
 
 @library
 def test_notebooks_leave_the_environment_as_they_found_it(path):
     "`nbdev_test` runs many notebooks in one process: what one leaves in `os.environ`, the next one meets."
     whole = '\n'.join(code(path))
-    left = {k for k in re.findall(r"^os\.environ\['(\w+)'\] =", whole, re.M)} - {k for k in re.findall(r"^ *del os\.environ\['(\w+)'\]", whole, re.M)}
+    made = set(re.findall(r"^os\.environ\['(\w+)'\] =", whole, re.M))
+    left = made - set(re.findall(r"^ *del os\.environ\['(\w+)'\]", whole, re.M))
     assert not left, f'{path.stem} sets {left} and does not delete it'
 
 
@@ -153,16 +275,96 @@ def test_library_notebooks_do_not_export_themselves(path):
     assert not any('nbdev_export(' in text for text in code(path))
 
 
+# --- the library: names and sizes
+
+def public(path):
+    listed = [n for n in tree(path).body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
+    assert len(listed) == 1, f'{path.name} has no __all__'
+    return ast.literal_eval(listed[0].value)
+
+
 @modules
 def test_module_has_its_notebook(path):
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    assert path.stem in NUMBER, 'an orphan: its notebook is gone'
-    assert ast.get_docstring(tree)
-    listed = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
-    assert len(listed) == 1
-    public = ast.literal_eval(listed[0].value)
-    bare = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in public and not ast.get_docstring(n)]
-    assert not bare, f'no docstring: {bare}'
+    assert dotted(path) in NUMBER, 'an orphan: its notebook is gone'
+    assert ast.get_docstring(tree(path))
+    names = set(public(path))
+    own = [n for n in tree(path).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in names]
+    assert not [n.name for n in own if not ast.get_docstring(n)], 'no docstring'
+
+
+COMMANDS = 'cli' # a command carries the name of what it calls
+
+def test_a_public_name_means_one_thing():
+    homes = defaultdict(list)
+    for path in MODULES:
+        if dotted(path) != COMMANDS:
+            for n in public(path): homes[n].append(dotted(path))
+    assert not {n: where for n, where in homes.items() if len(where) > 1}
+
+
+def test_folders_of_the_package_are_packages():
+    assert not [p for p in {m.parent for m in MODULES} if not (p/'__init__.py').is_file()]
+
+
+def is_patch(decorator): return 'patch' in ast.unparse(decorator).split('(')[0].split('.')
+
+
+@cache
+def methods(path):
+    "Methods of each class of a module, patched ones too."
+    found = defaultdict(set)
+    for n in tree(path).body:
+        if isinstance(n, ast.ClassDef): found[n.name] |= {m.name for m in n.body if isinstance(m, ast.FunctionDef)}
+        elif isinstance(n, ast.FunctionDef) and any(map(is_patch, n.decorator_list)):
+            for kind in re.findall(r'\w+', ast.unparse(n.args.args[0].annotation)): found[kind].add(n.name)
+    return found
+
+
+LONG_MODULES = {}  # module -> why it has more than 600 lines
+LARGE_CLASSES = {} # class -> why it has more than 20 methods
+
+@modules
+def test_a_module_can_be_held_in_mind(path):
+    lines = len(path.read_text(encoding='utf-8').splitlines())
+    assert lines <= 600 or LONG_MODULES.get(dotted(path)), f'{lines} lines'
+
+
+def test_a_class_can_be_held_in_mind():
+    total = defaultdict(set) # a class may be patched from another chapter
+    for path in MODULES:
+        for kind, own in methods(path).items(): total[kind] |= own
+    assert not {kind: len(own) for kind, own in total.items() if len(own) > 20 and not LARGE_CLASSES.get(kind)}
+
+
+@pytest.mark.parametrize('path', [*MODULES, *SCRIPTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_lines_of_files_end_in_time(path):
+    lines = path.read_text(encoding='utf-8').splitlines()
+    assert not [i for i, line in enumerate(lines, 1) if len(line) > WIDTH]
+
+
+def retired():
+    "Old identifiers and what stands for them, from `retired.txt`."
+    rows = [line.split() for line in (ROOT/'tests'/'retired.txt').read_text(encoding='utf-8').splitlines()]
+    return {row[0]: ' '.join(row[1:]) for row in rows if row and not row[0].startswith('#')}
+
+
+def identifiers(text):
+    try: return {t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.NAME}
+    except (tokenize.TokenError, IndentationError): return set(re.findall(r'\b[A-Za-z_]\w*', text))
+
+
+def in_backticks(text):
+    return {word for span in re.findall(r'`([^`\n]+)`', text) for word in re.findall(r'[A-Za-z_]\w*', span)}
+
+
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *SCRIPTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_retired_names_do_not_return(path):
+    "One vocabulary. Strings are left alone: keys of records, names of commands and of folders may be old."
+    if path.suffix == '.ipynb':
+        used = set().union(*(identifiers(python(text)) for text in code(path)))
+        used |= set().union(*(in_backticks(source(c)) for c in cells(path, 'markdown')))
+    else: used = identifiers(path.read_text(encoding='utf-8'))
+    assert not {old: new for old, new in retired().items() if old in used}
 
 
 @pytest.fixture(scope='session')
@@ -170,16 +372,18 @@ def regenerated(tmp_path_factory):
     "A copy of the checkout after nbdev_export and nbdev_clean."
     copy = tmp_path_factory.mktemp('checkout')
     shutil.copy(ROOT/'settings.ini', copy)
-    shutil.copytree(PACKAGE, copy/'logocentric', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(PACKAGE, copy/'logocentric', ignore=shutil.ignore_patterns('__pycache__', 'assets'))
     shutil.copytree(ROOT/'nbs', copy/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
-    for call in ('from nbdev.doclinks import nbdev_export as f', 'from nbdev.clean import nbdev_clean as f'):
-        subprocess.run([sys.executable, '-c', f'{call}; f()'], cwd=copy, check=True, capture_output=True)
+    call = 'from nbdev.doclinks import nbdev_export; nbdev_export(); from nbdev.clean import nbdev_clean; nbdev_clean()'
+    subprocess.run([sys.executable, '-c', call], cwd=copy, check=True, capture_output=True)
     return copy
 
 
+def texts(folder): return {str(p.relative_to(folder)): p.read_text(encoding='utf-8') for p in folder.rglob('*.py')}
+
+
 def test_export_is_up_to_date(regenerated):
-    made = {p.name: p.read_text(encoding='utf-8') for p in (regenerated/'logocentric').glob('*.py')}
-    kept = {p.name: p.read_text(encoding='utf-8') for p in PACKAGE.glob('*.py')}
+    made, kept = texts(regenerated/'logocentric'), texts(PACKAGE)
     assert [n for n in made if made[n] != kept.get(n)] == [], 'run nbdev_export'
 
 
@@ -201,12 +405,56 @@ def test_experiment_is_a_function_of_its_parameters(path):
 
 @experiments
 def test_experiment_exports_nothing(path):
-    assert not [text for text in code(path) if re.search(r'^#\| *(export|exporti|default_exp)', text, re.M) or 'nbdev_export(' in text]
+    assert not exported(path)
+    assert not [text for text in code(path) if '#| default_exp' in text or 'nbdev_export(' in text]
 
 
 @modules
 def test_package_never_imports_an_experiment(path):
-    assert not {e.stem for e in EXPERIMENTS} & (imported(path.read_text(encoding='utf-8')) | {path.stem})
+    found = [node.module or '' for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    found += [a.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for a in node.names]
+    assert not {part for n in found for part in n.split('.')} & {'nbs', 'tools', *(e.stem for e in EXPERIMENTS)}
+
+
+def defined(module):
+    "Names at the top of a module of the package, with what they are."
+    found = {}
+    for n in tree(PACKAGE/f'{module.replace(".", "/")}.py').body:
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): found[n.name] = n
+        for target in getattr(n, 'targets', [getattr(n, 'target', None)]):
+            found |= {t.id: n for t in ast.walk(target) if isinstance(t, ast.Name)} if target else {}
+    return found
+
+
+def keywords(node):
+    "Names that a function or a dataclass can be given; `None` where a look at the code does not tell."
+    decorators = [ast.unparse(d) for d in node.decorator_list] if hasattr(node, 'decorator_list') else []
+    if isinstance(node, ast.FunctionDef) and not decorators and not node.args.kwarg:
+        return {a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]}
+    if isinstance(node, ast.ClassDef) and not node.bases and any(d.startswith('dataclass') for d in decorators):
+        return {n.target.id for n in node.body if isinstance(n, ast.AnnAssign)}
+
+
+def of_the_package(path):
+    "What a notebook imports from the package: the name that it uses -> the name, and where it should be defined."
+    nodes = [n for text in code(path) for n in ast.walk(ast.parse(python(text))) if isinstance(n, ast.ImportFrom)]
+    return {a.asname or a.name: (n.module.removeprefix('logocentric.'), a.name) for n in nodes for a in n.names
+            if n.module.startswith('logocentric.')}
+
+
+@pytest.mark.parametrize('path', [*EXPERIMENTS, ROOT/'nbs'/'index.ipynb'], ids=name)
+def test_what_an_experiment_asks_of_the_package_is_there(path):
+    "Some studies run only in `make test-full`. Here what they import is looked for, and the keywords of their calls."
+    known = {}
+    for alias, (module, n) in of_the_package(path).items():
+        if f'{module}.{n}' in NUMBER: continue # a module
+        assert n in defined(module), f'{module} has no {n}'
+        known[alias] = keywords(defined(module)[n])
+    calls = [n for text in code(path) for n in ast.walk(ast.parse(python(text))) if isinstance(n, ast.Call)]
+    for call in calls:
+        allowed = known.get(getattr(call.func, 'id', None))
+        given = {k.arg for k in call.keywords} - {None}
+        assert allowed is None or given <= allowed, f'{call.func.id} does not take {given - allowed}'
 
 
 def test_nbdev_leaves_experiments_to_papermill():
@@ -232,16 +480,23 @@ def test_every_dependency_is_pinned():
 
 def test_legal_files():
     licence = (ROOT/'LICENSE').read_text()
-    assert 'Apache License' in licence and 'Version 2.0, January 2004' in licence and 'END OF TERMS AND CONDITIONS' in licence
+    for words in ('Apache License', 'Version 2.0, January 2004', 'END OF TERMS AND CONDITIONS'): assert words in licence
     assert 'TimGM6mb' in (ROOT/'THIRD_PARTY.md').read_text()
     assert 'Xingjian' in (ROOT/'CITATION.cff').read_text()
 
 
-def test_soundfonts_and_sound_are_not_committed():
+SOUND = ('.sf2', '.wav', '.mp3', '.flac', '.ogg')
+WEIGHTS = ('.npy', '.bin', '.pt', '.pth')
+
+def test_soundfonts_sound_and_weights_are_not_committed():
+    "But for what ships with the package, and the excerpts that the book carries along."
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    assert not [f for f in tracked if f.endswith(('.sf2', '.wav', '.mp3', '.flac', '.ogg', '.npy', '.bin', '.pt', '.pth'))]
+    demo = [f for f in tracked if f.endswith(SOUND) and f.startswith('data/demo/')]
+    assert not [f for f in tracked if f.endswith(SOUND + WEIGHTS) and f not in demo]
+    assert sum((ROOT/f).stat().st_size for f in demo) <= 1e6
     weights = [f for f in tracked if f.endswith('.safetensors')]
-    assert all(f.startswith('logocentric/assets/') for f in weights) and sum((ROOT/f).stat().st_size for f in weights) < 30e6
+    assert all(f.startswith('logocentric/assets/') for f in weights)
+    assert sum((ROOT/f).stat().st_size for f in weights) < 30e6
 
 
 PUBLISHED = {'table', 'system', 'data', 'metric', 'value', 'pairs'}
@@ -260,7 +515,9 @@ def test_published_numbers():
 
 def test_no_path_of_a_developers_machine():
     here = '/' + 'work/'
-    texts = [p for folder in ('nbs', 'logocentric', 'tests', '.ci', '.github') for p in (ROOT/folder).rglob('*')
+    folders = ('nbs', 'logocentric', 'tests', 'tools', '.ci', '.github')
+    found = [p for folder in folders for p in (ROOT/folder).rglob('*')
              if p.suffix in ('.ipynb', '.py', '.toml', '.yml', '') and p.is_file() and '__pycache__' not in p.parts]
-    texts += [p for p in ROOT.iterdir() if p.suffix in ('.md', '.toml', '.ini', '.cff') or p.name == 'Makefile']
-    assert [str(p.relative_to(ROOT)) for p in texts if re.search(rf'(?<![\w.]){here}', p.read_text(encoding='utf-8'))] == []
+    found += [p for p in ROOT.iterdir() if p.suffix in ('.md', '.toml', '.ini', '.cff') or p.name == 'Makefile']
+    pattern = re.compile(rf'(?<![\w.]){here}')
+    assert [str(p.relative_to(ROOT)) for p in found if pattern.search(p.read_text(encoding='utf-8'))] == []

@@ -3,7 +3,7 @@ import re
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from logocentric.core import LogocentricError, project_root
-from logocentric.readme import convert, readme_text, write_readme
+from readme import convert, readme_text, write_readme
 
 INDEX = project_root()/'nbs'/'index.ipynb'
 PNG = 'iVBORw0KGgo='
@@ -44,14 +44,16 @@ def test_directives():
     text, _ = convert(page(
         new_code_cell('#| hide\nhidden = 1', outputs=out('never')), new_code_cell('#| default_exp x'),
         new_code_cell('#| echo: false\nunseen = 2', outputs=out('seen')),
-        new_code_cell('#| output: false\nsource_only = 3', outputs=out('dropped')), new_code_cell('#| export\nplain = 4')))
+        new_code_cell('#| output: false\nsource_only = 3', outputs=out('dropped')),
+        new_code_cell('#| export\nplain = 4')))
     for there in ('seen', 'source_only = 3', '```python\nplain = 4\n```'): assert there in text
     for gone in ('hidden', 'never', 'unseen', 'dropped', '#|', 'default_exp', '```python\n\n'): assert gone not in text
 
 
 def test_markdown_before_html_and_no_style():
-    table = new_output('display_data', data={'text/html': '<p>x</p>', 'text/markdown': '| a |\n|---|\n| 1 |', 'text/plain': 'z'})
-    frame = new_output('display_data', data={'text/html': '<style scoped>\n.a {}\n</style>\n<table></table>', 'text/plain': 'z'})
+    shown = lambda **data: new_output('display_data', data={f'text/{kind}': text for kind, text in data.items()})
+    table = shown(html='<p>x</p>', markdown='| a |\n|---|\n| 1 |', plain='z')
+    frame = shown(html='<style scoped>\n.a {}\n</style>\n<table></table>', plain='z')
     text, _ = convert(page(new_code_cell('t', outputs=[table]), new_code_cell('f', outputs=[frame])))
     assert '| 1 |' in text and '<table>' in text and '<p>' not in text and 'style' not in text
 
@@ -64,7 +66,8 @@ def test_conversion_leaves_the_notebook_as_it_was():
 
 def test_old_pictures_go(tmp_path):
     figure = new_output('display_data', data={'image/png': PNG})
-    for cells in ([new_markdown_cell('# T'), new_code_cell('x', outputs=[figure])], [new_code_cell('x', outputs=[figure])]):
+    drawn = new_code_cell('x', outputs=[figure])
+    for cells in ([new_markdown_cell('# T'), drawn], [drawn]):
         nbformat.write(page(*cells), tmp_path/'index.ipynb')
         write_readme(tmp_path/'index.ipynb', tmp_path)
     assert [p.name for p in (tmp_path/'nbs'/'images').iterdir()] == ['index_0_0.png']

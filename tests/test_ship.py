@@ -1,46 +1,76 @@
 "What comes with the package: small, whole, each part with a card from its own records."
+import shutil
+from copy import deepcopy
 import pytest, torch
 from logocentric.captioner.model import Captioner
-from logocentric.core import LogocentricError, load_records, read_json, results_path, shipped_path
+from logocentric.core import LogocentricError, read_json, shipped_path
+from logocentric.data.sounds import draw_sound, render_sound
 from logocentric.encoder.shipped import load_encoder
 from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner
-from logocentric.ship import ship, write_cards
+from ship import KINDS, records, ship, write_cards
 
 
 @pytest.fixture(scope='module')
-def records(): return {r.name: r for r in load_records(results_path()) if r.name in ('table1_reasoner_size', 'music_or_not')}
+def found(): return records()
 
 
-def test_cards_are_those_of_the_records(records, tmp_path):
-    import shutil
-    for kind in ('captioner', 'reasoner'): shutil.copytree(shipped_path(kind), tmp_path/kind)
-    for kind, card in write_cards(records['table1_reasoner_size'], records['music_or_not'], tmp_path).items():
-        assert card.read_text() == (shipped_path(kind)/'README.md').read_text()
+@pytest.fixture
+def package(tmp_path):
+    "A copy of what ships."
+    for kind in KINDS: shutil.copytree(shipped_path(kind), tmp_path/kind)
+    return tmp_path
 
 
-@pytest.mark.parametrize('kind', ['captioner', 'reasoner'])
-def test_cards_refuse_records_of_other_models(records, tmp_path, kind):
-    import shutil
-    from copy import deepcopy
-    for k in ('captioner', 'reasoner'): shutil.copytree(shipped_path(k), tmp_path/k)
-    genres = deepcopy(records['table1_reasoner_size'])
+def test_cards_are_those_of_the_records(found, package):
+    for kind, card in write_cards(found['table1_reasoner_size'], found['music_or_not'], package).items():
+        assert card.read_text() == (shipped_path(kind)/'README.md').read_text(), 'run `python tools/ship.py --cards`'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_cards_refuse_records_of_other_models(found, package, kind):
+    genres = deepcopy(found['table1_reasoner_size'])
     for row in genres.metrics['rows']: row[kind] = 'another'
-    with pytest.raises(LogocentricError, match='other models'): write_cards(genres, records['music_or_not'], tmp_path)
+    with pytest.raises(LogocentricError, match='other models'): write_cards(genres, found['music_or_not'], package)
+
+
+def test_cards_refuse_a_record_of_sorts_of_another_captioner(found, package):
+    sorts = deepcopy(found['music_or_not'])
+    sorts.metrics['captioner'] = 'another'
+    with pytest.raises(LogocentricError, match='other models'):
+        write_cards(found['table1_reasoner_size'], sorts, package)
 
 
 def test_what_ships_is_computed_with_in_single_precision():
-    captioner, reasoner = Captioner.from_pretrained(shipped_path('captioner')), Reasoner.from_pretrained(shipped_path('reasoner'))
+    captioner = Captioner.from_pretrained(shipped_path('captioner'))
+    reasoner = Reasoner.from_pretrained(shipped_path('reasoner'))
     for model in (captioner, reasoner.model): assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert captioner.num_parameters() == read_json(shipped_path('captioner')/'source.json')['parameters']
 
 
-def test_the_captioner_hears_as_the_ear_does():
-    captioner, ear = Captioner.from_pretrained(shipped_path('captioner')), load_encoder()
-    assert captioner.frontend.config == ear.frontend and captioner.config.encoder.hidden_size == ear.encoder.config.hidden_size
+def test_the_captioner_encodes_as_the_shipped_encoder_does():
+    captioner, encoder = Captioner.from_pretrained(shipped_path('captioner')), load_encoder()
+    assert captioner.frontend.config == encoder.frontend
+    assert captioner.config.encoder.hidden_size == encoder.encoder.config.hidden_size
     assert not captioner.novelty_levels.isnan().any()
 
 
-def test_a_laboratory_with_a_named_reader_is_not_shipped(tmp_path):
+def test_a_run_with_a_named_reasoner_is_not_shipped(tmp_path):
     with pytest.raises(LogocentricError, match='not trained here'): ship(Lab.at('paper'), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_changes_little(smoke_home, tmp_path):
+    "A run of toothbrush size is shipped: four training steps, so do not expect sense."
+    lab = Lab.at('smoke', 1)
+    shipped = ship(lab, tmp_path)
+    wave = torch.from_numpy(render_sound(draw_sound(99, 0, 'talk')).wave)
+    captioners = [Captioner.from_pretrained(p) for p in (lab.captioner(lab.scale.pairs[-1]), shipped['captioner'])]
+    with torch.no_grad(): whole, half = (c.prefix(c.encode(c.frontend(wave)[None])) for c in captioners)
+    torch.testing.assert_close(half, whole, atol=2e-2, rtol=0)
+    words = ['walking bass and brushed drums', 'distorted guitars at full speed']
+    reasoners = [Reasoner.from_pretrained(p) for p in (lab.reasoner('large'), shipped['reasoner'])]
+    whole, half = (torch.tensor(r.reason(words, lab.labels('gtzan')).values) for r in reasoners)
+    torch.testing.assert_close(half, whole, atol=2e-2, rtol=0)
+    size = lambda p: (p/'model.safetensors').stat().st_size
+    assert size(shipped['captioner']) < .6*size(lab.captioner(lab.scale.pairs[-1]))

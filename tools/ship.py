@@ -1,0 +1,179 @@
+"""Put trained models into the package, small enough to come with it, each with a card.
+
+    python tools/ship.py --scale mini --seed 1
+
+puts the captioner with most pairs and the largest reasoner of a finished run where `describe` and `classify` find them
+without training, and writes their cards from the records of the experiments `table1_reasoner_size` and `music_or_not`:
+no number on a card is typed. (The audio encoder has its own recipe, `logocentric pretrain`, and its own card.)
+
+Weights are kept in half precision and computed with in full precision again. With them lies `source.json`, which names
+the stages that they come from; a card is refused where the records are of other models.
+"""
+import argparse, shutil
+from pathlib import Path
+from logocentric.captioner.model import Captioner
+from logocentric.core import LogocentricError, Record, load_records, project_root, read_json, shipped_path, write_json
+from logocentric.metrics import with_interval
+from logocentric.pipeline.experiments import TEST_SETS, Lab
+from logocentric.reasoner.model import Reasoner
+from logocentric.reasoner.training import REASONER_SIZES
+
+KINDS = ('captioner', 'reasoner')
+
+
+# --- models into the package
+
+def sources(lab):
+    "Where the models of a run are."
+    reasoner = lab.scale.readers[-1]
+    if reasoner not in REASONER_SIZES:
+        raise LogocentricError(f'{reasoner} is not trained here: ship a run that makes its own reasoner')
+    return dict(captioner=Path(lab.captioner(lab.scale.pairs[-1])), reasoner=Path(lab.reasoner(reasoner)))
+
+
+def about(lab):
+    "What a card says of the run that the models come from."
+    scale, pairs = lab.scale, lab.scale.pairs[-1]
+    return dict(scale=scale.name, seed=lab.seed, start=scale.start, still=lab.still, pairs=pairs,
+                sounds=len(lab.pairs('train')) - pairs, reader=scale.readers[-1])
+
+
+def halve(kind, source, target):
+    "Save a model in half precision; returns how many parameters it has."
+    whole = (Captioner if kind == 'captioner' else Reasoner).from_pretrained(source)
+    model = whole if kind == 'captioner' else whole.model
+    model.half()
+    whole.save_pretrained(target)
+    return model.num_parameters()
+
+
+def ship(lab: Lab,                         # a run whose models are trained
+         folder: str | Path | None = None  # by default the package itself
+        ) -> dict[str, Path]:
+    "Put the captioner with most pairs and the largest reasoner into the package."
+    found, told = sources(lab), about(lab)
+    targets = {kind: Path(folder)/kind if folder else shipped_path(kind) for kind in KINDS}
+    for kind, target in targets.items():
+        shutil.rmtree(target, ignore_errors=True)
+        parameters = halve(kind, found[kind], target)
+        write_json(target/'source.json', dict(told, stage=found[kind].name, parameters=parameters))
+        write_json(target/'history.json', read_json(found[kind]/'history.json'))
+    return targets
+
+
+# --- tables of the cards
+
+def genres_table(record: Record, # of the experiment `table1_reasoner_size`
+                 reasoner: str   # whose rows
+                ) -> str:        # a table in Markdown
+    "Zero-shot accuracies on rendered test sets, with their baselines."
+    def row(r):
+        baselines = record.metrics['lines'][r['test']]
+        scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['drawn'], r['true'])]
+        return f"| {TEST_SETS[r['test']]} | {r['n']:,} | {baselines['chance']:.3f} | {' | '.join(scores)} |"
+    columns = ['rendered test set', 'N', 'chance', 'log-mel, supervised',
+               'from its words', 'pooled over several', 'from true words']
+    head = [f"| {' | '.join(columns)} |", '|' + '---|'*len(columns)]
+    return '\n'.join(head + [row(r) for r in record.metrics['rows'] if r['reader'] == reasoner])
+
+
+def sorts_table(record: Record # of the experiment `music_or_not`
+               ) -> str:       # a table in Markdown
+    "How often the words tell of the right one of music, a voice, and neither."
+    m = record.metrics
+    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {with_interval(s)} |"
+            for name, s in m['accuracy'].items()]
+    return '\n'.join(['| sounds | are | N | log-mel statistics | its words |', '|---|---|---|---|---|', *rows])
+
+
+# --- cards
+
+CAPTIONER = """---
+license: apache-2.0
+tags: [audio, music, captioning]
+---
+# The captioner of logocentric
+
+Says what a sound is like ({parameters:.1f} M parameters: a vision transformer, eight prefix vectors, a GPT-2 of a few
+layers). Use it with `logocentric.describe('song.mp3')` or `logocentric describe song.mp3`.
+
+**What it learned from.** {pairs:,} clips of music composed by rules and rendered through a soundfont, and {sounds:,}
+clips of procedural sound, each with its description; its encoder began as {began}{frozen}. {seconds:.0f} s of training,
+after GPT-2 had been trained on the descriptions. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
+
+**What it reached.** Genres, which were never labels of its own, answered from its words by the reasoner of this
+package, with 95 % Wilson intervals. The supervised baseline has learned 2,000 genre labels; an encoder that was trained
+to name attributes has had those of 10,000 clips, and genres are drawn from attributes.
+
+{genres}
+
+Do its words tell music, a voice, and neither apart? A share of a third is chance:
+
+{sorts}
+
+**What it is not.** It was never trained on a recording: about one it is fluent, and often wrong. `novelty` says how far
+a sound lies from what it learned.
+"""
+
+REASONER = """---
+license: apache-2.0
+tags: [music, text]
+---
+# The reasoner of logocentric
+
+A small GPT-Neo ({parameters:.1f} M parameters) that has read sentences of music knowledge made from a file of facts. It
+finishes a prompt such as *The music feels {{description}}. So its genre is*. Use it with
+`logocentric classify song.mp3 --labels "blues,jazz"`. It knows of music only what the facts say, and of sounds that are
+not music nothing. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
+
+Zero-shot genres, from the words of the captioner of this package and from true words:
+
+{genres}
+"""
+
+PAPER = 'an autoencoder pre-trained on the same clips'
+BEGAN = dict(ear='the [audio encoder](../ear/README.md) of this package, which had been trained on other such clips to '
+                 'reconstruct them and to name what made them',
+             random='random weights', ear_random='random weights', paper=PAPER, paper75=PAPER)
+
+
+def check(source, genres, sorts):
+    "Refuse records of other models."
+    rows = [r for r in genres.metrics['rows'] if r['reader'] == source['reasoner']['reader']]
+    of = {('captioner', sorts.metrics.get('captioner'))} | {(kind, r.get(kind)) for r in rows for kind in source}
+    if of != {(kind, s['stage']) for kind, s in source.items()}:
+        raise LogocentricError('these records are of other models: run both experiments again with these')
+
+
+def write_cards(genres: Record,                   # of `table1_reasoner_size`
+                sorts: Record,                    # of `music_or_not`
+                folder: str | Path | None = None  # where the models are; by default the package
+               ) -> dict[str, Path]:
+    "Write a card beside each model."
+    folders = {kind: Path(folder)/kind if folder else shipped_path(kind) for kind in KINDS}
+    source = {kind: read_json(f/'source.json') for kind, f in folders.items()}
+    check(source, genres, sorts)
+    c = source['captioner']
+    facts = dict(genres=genres_table(genres, source['reasoner']['reader']), sorts=sorts_table(sorts),
+                 began=BEGAN[c['start']], frozen=', and stayed frozen while the rest learned' if c['still'] else '',
+                 seconds=read_json(folders['captioner']/'history.json')['seconds'])
+    for kind, text in dict(captioner=CAPTIONER, reasoner=REASONER).items():
+        numbers = source[kind] | facts | dict(parameters=source[kind]['parameters']/1e6)
+        (folders[kind]/'README.md').write_text(text.format(**numbers), encoding='utf-8')
+    return {kind: f/'README.md' for kind, f in folders.items()}
+
+
+def records():
+    "The committed records, by name."
+    return {r.name: r for r in load_records(project_root()/'data'/'results')}
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--scale', default='mini')
+    parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--cards', action='store_true', help='write the cards again and leave the models as they are')
+    given = parser.parse_args()
+    if not given.cards: print(*ship(Lab.at(given.scale, given.seed)).values(), sep='\n')
+    found = records()
+    print(*write_cards(found['table1_reasoner_size'], found['music_or_not']).values(), sep='\n')
