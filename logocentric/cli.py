@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Iterable, Optional
 import typer
-from .core import LogocentricError, is_main, model_path, write_json
+from .core import LogocentricError, model_path, write_json
+from .cache import is_main
 
 # %% ../nbs/90_cli.ipynb #98550f5a
 def _silence():
@@ -317,7 +318,7 @@ def reproduce(scale: Annotated[str, typer.Option(help='smoke (minutes), mini (an
               sources: Annotated[Optional[Path], typer.Option(help='A TOML file that says where your recordings, captions and pretrained models are; by default all clips are rendered.')] = None,
               parts: Parts = 1, recompute: Recompute = False):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
-    from logocentric.pipeline.experiments import reproduce as run
+    from logocentric.pipeline.report import reproduce as run
     _silence()
     if told := run(scale=scale, seed=seed, sources=str(sources or ''), parts=parts, recompute=recompute): typer.echo(told)
 

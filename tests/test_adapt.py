@@ -14,7 +14,9 @@ from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig, MAEEncoder
 from logocentric.reasoner.model import Reasoner
 from logocentric.data.shards import LazyPairs
-from logocentric.training import TrainConfig, evaluate, train
+from logocentric.runs import TrainConfig
+from logocentric.steps import evaluate
+from logocentric.training import train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

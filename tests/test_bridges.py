@@ -10,7 +10,8 @@ from logocentric.core import LogocentricError, set_seed, shipped_path
 from logocentric.audio.frontend import FrontendConfig, LengthPolicy
 from logocentric.encoder.mae import MAEConfig
 from logocentric.reasoner.tagging import SigmoidTagger, TagVocabulary, next_tag, score_tags
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 from test_captioner import TEN, naive
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -4,10 +4,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from logocentric.captioner.model import (CAVEAT, Captioner, Pairs, cache_embeddings, caption_clips, describe,
                                          gpt2_config, encode_clips, load_gpt2, pool, tokenise, warm_up)
-from logocentric.core import LogocentricError, OutOfMemory, set_seed, shared_path
+from logocentric.core import LogocentricError, set_seed, shared_path
+from logocentric.memory import OutOfMemory
 from logocentric.audio.frontend import AudioError, FrontendConfig, LengthPolicy
 from logocentric.encoder.mae import MAEConfig, MAEModel
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 
 END, WORDS = '<|endoftext|>', 'a calm deep hum bright high whistle quick clicks soft noise with and'.split()
 FRONTEND = FrontendConfig(mean=-8., std=3.)

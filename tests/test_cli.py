@@ -9,7 +9,7 @@ from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer
 from logocentric.encoder.mae import MAEConfig
 from logocentric.reasoner.model import Reasoner
-from logocentric.data.sounds import draw_sound, render_sound
+from logocentric.data.sound_corpus import draw_sound, render_sound
 
 run = CliRunner().invoke
 

@@ -4,7 +4,8 @@ from collections import namedtuple
 from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
-from logocentric.data.clips import Clips, build_clips, clip_frames, clips_bytes, read_clip
+from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
+from logocentric.data.clipset import clip_frames
 from logocentric.core import LogocentricError, read_json, shared_path
 from logocentric.data.lists import DataError
 from logocentric.data.datasets import read_dataset

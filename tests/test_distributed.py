@@ -9,15 +9,19 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models, pre_tokenizers
 from logocentric.captioner.model import Captioner, Pairs
 from logocentric import core
-from logocentric.core import (LogocentricError, all_processes, cache_path, config_hash, cores, world_size, quiet,
-                              read_json, save_on_main_process, set_seed, cached_folder)
+from logocentric.core import LogocentricError, cache_path, config_hash, cores, read_json, set_seed
+from logocentric.cache import all_processes, world_size, quiet, save_on_main_process, cached_folder
 from logocentric.encoder.shipped import Recipe, train_encoder as learn_ear
 from logocentric.pipeline.experiments import go_on_alone
 from logocentric.reasoner.knowledge import Sentence
 from logocentric.encoder.mae import MAEConfig, MAEModel, clip_noise
 from logocentric.reasoner.training import SelectedTokenLoss, ReasonerSize, KnowledgeDataset, untrained_reasoner
-from logocentric.training import PerClipRandom, TrainConfig, count_items, evaluate, fetch, less_memory, train
-from logocentric.core import OutOfMemory
+from logocentric.batches import PerClipRandom, fetch
+from logocentric.runs import TrainConfig
+from logocentric.steps import count_items, evaluate
+from logocentric.memory import less_memory
+from logocentric.training import train
+from logocentric.memory import OutOfMemory
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 STEPS, TOLERANCE = 20, 1e-5

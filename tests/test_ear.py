@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from logocentric.core import LogocentricError, model_path, read_json, shipped_path
 from logocentric.encoder.shipped import Recipe, train_encoder, load_encoder
 from logocentric.audio.frontend import FrontendConfig
-from logocentric.data.sounds import draw_sound, render_sound
+from logocentric.data.sound_corpus import draw_sound, render_sound
 
 TINY = Recipe(music=4, sounds=6, held_out=3, steps=4, batch_size=3, encoder=dict(name='tiny', target='per_patch'))
 

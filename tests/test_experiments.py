@@ -4,8 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 from logocentric.core import LogocentricError, load_records, project_root, read_json
-from logocentric.pipeline.experiments import EXPERIMENTS, SCALES, Lab, reproduce, run_experiment
-from logocentric.training import less_memory, train
+from logocentric.pipeline.experiments import EXPERIMENTS, Lab, run_experiment
+from logocentric.pipeline.scales import SCALES
+from logocentric.pipeline.report import reproduce
+from logocentric.memory import less_memory
+from logocentric.training import train
 
 ROOT = project_root()
 

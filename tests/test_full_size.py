@@ -7,7 +7,8 @@ import pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM
 from logocentric.captioner.model import Captioner
 from logocentric.core import read_json, shared_path
-from logocentric.pipeline.experiments import SCALES, Lab
+from logocentric.pipeline.scales import SCALES
+from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner
 from logocentric.pipeline.table3 import PLANS
 

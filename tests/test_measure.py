@@ -6,8 +6,9 @@ import numpy as np, pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from logocentric.pipeline import measure
-from logocentric.core import LogocentricError, halve_on_oom
-from logocentric.pipeline.experiments import SCALES
+from logocentric.core import LogocentricError
+from logocentric.memory import halve_on_oom
+from logocentric.pipeline.scales import SCALES
 from logocentric.pipeline.measure import (Clock, Pieces, Steady, apart, card, curve, curves_without_gpu, rows_table,
                                           standing, take, terms_here, trials, verdict)
 from logocentric.pipeline.plan import DEVICES, Terms, find_device, measured_shares, plan

@@ -6,11 +6,12 @@ from scipy.stats import binom, norm
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from logocentric.core import LogocentricError
-from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, calibration_bins,
-                                 calibration_error, calibration_score, chance_level, confusion, d_prime,
-                                 distance_score, holm, macro_f1, majority_level, mcnemar, mean_auc,
-                                 mean_average_precision, pairwise, plot_confusion, plot_reliability, rank, score,
-                                 tagging, wilson_interval)
+from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, chance_level, confusion, holm,
+                                 macro_f1, majority_level, mcnemar, pairwise, plot_confusion, rank, score, tagging,
+                                 wilson_interval)
+from logocentric.calibration import (calibration_bins, calibration_error, calibration_score, distance_score,
+                                     plot_reliability)
+from logocentric.multilabel import d_prime, mean_auc, mean_average_precision
 
 LABELS = np.array('blues classical country disco hip-hop jazz metal pop reggae rock'.split())
 

@@ -7,14 +7,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, set_seed
-from logocentric.pipeline.experiments import SCALES
+from logocentric.pipeline.scales import SCALES
 from logocentric.encoder.mae import MASKING, MAEConfig, MAEModel
 from logocentric.pipeline.plan import (DEVICES, KNOWN, ROOM, Job, Terms, block_bytes, caption_bytes, captioner_parts,
                                        count, encoder_bytes, find_device, language_bytes, language_config, learns,
                                        on_paper, paint_bytes, paint_work, patches, peak, plan, reader_config,
                                        speak_work, Work)
 from logocentric.pipeline.table3 import PLANS
-from logocentric.training import TrainConfig
+from logocentric.runs import TrainConfig
 
 CALM = dict(n_embd=64, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
 

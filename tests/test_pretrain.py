@@ -7,8 +7,11 @@ from logocentric.encoder.pretrain import (MUSIC, IGNORE_INDEX, PretrainingClips,
                                           visible_frame_embeddings, mix, phones_in_columns, pool_visible, pretrain,
                                           to_grid, transpose)
 from logocentric.encoder.probe import read_encoder
-from logocentric.data.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
-from logocentric.training import TrainConfig
+from logocentric.data.sounds import KINDS
+from logocentric.audio.voices import PHONES, UNKNOWN
+from logocentric.data.sound_corpus import build_sounds
+from logocentric.data.clipset import crop_start
+from logocentric.runs import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
 

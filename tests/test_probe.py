@@ -14,7 +14,8 @@ from logocentric.encoder.probe import (FINE_TUNING, BASELINES, PROBES, SONIC_PI,
                                        get_timestamp_embeddings, inner_folds, layer_groups, layer_embeddings,
                                        read_encoder, load_model, probe, random_like, rendered_task, save_encoder,
                                        show_probe, sonic_pi, sonic_pi_kind, spoken_digits, clip_statistics)
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()

@@ -1,7 +1,9 @@
 "The studies of readers at scale smoke: each runs to its end and writes a record that says enough."
 import pytest
 from logocentric.core import LogocentricError, load_records, shared_path
-from logocentric.pipeline.experiments import SCALES, TEST_SETS, run_experiment
+from logocentric.pipeline.scales import SCALES
+from logocentric.pipeline.data_stages import TEST_SETS
+from logocentric.pipeline.experiments import run_experiment
 from logocentric.reasoner.sentences import minilm_folder
 from logocentric.reasoner.tasks import METRICS, TASKS
 from logocentric.reasoner.analysis import PROMPT_LAB, VERDICTS

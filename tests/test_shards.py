@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
 import logocentric.data.shards
 from logocentric.captioner.model import Captioner, Pairs, tokenise
-from logocentric.data.clips import Crops, build_clips
+from logocentric.data.clipset import Crops
+from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, read_json
 from logocentric.data.corpus import build_corpus
 from logocentric.data.lists import DataError
@@ -16,8 +17,10 @@ from logocentric.audio.frontend import FrontendConfig
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig
 from logocentric.data.shards import LazyPairs, LazyCorpus, Shards, _packing_of, clip_bytes, clip_of_bytes, write_shards
-from logocentric.data.sounds import build_sounds
-from logocentric.training import TrainConfig, batch_indices, fetch, train
+from logocentric.data.sound_corpus import build_sounds
+from logocentric.runs import TrainConfig
+from logocentric.batches import batch_indices, fetch
+from logocentric.training import train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest, torch
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, read_json, shipped_path
-from logocentric.data.sounds import draw_sound, render_sound
+from logocentric.data.sound_corpus import draw_sound, render_sound
 from logocentric.encoder.shipped import load_encoder
 from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner

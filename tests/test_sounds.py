@@ -8,12 +8,14 @@ from scipy.signal import find_peaks, welch
 from logocentric.core import LogocentricError
 from logocentric.data.corpus import build_corpus, genre_words
 from logocentric.audio.frontend import FrontendConfig, LogMel
-from logocentric.data.sounds import (FREQUENCIES, KINDS, MODES, N, PHONES, STOPS, TICKS, UNKNOWN, VOWELS, Layer,
-                                     Speaker, SoundCorpus, Utterance, arrange, band, build_sounds, describe_sound,
-                                     draw_sound, event_times, filtered, frames_of, modal, partials, pulses,
-                                     random_word, render_sound, resonance, segments, speak, utter)
+from logocentric.audio.synthesis import FREQUENCIES, band, filtered, frames_of, modal, partials, pulses, resonance
+from logocentric.data.sounds import KINDS, N, TICKS
+from logocentric.data.sound_corpus import (MODES, Layer, SoundCorpus, arrange, build_sounds, describe_sound,
+                                           draw_sound, event_times, render_sound)
+from logocentric.audio.voices import (PHONES, STOPS, UNKNOWN, VOWELS, Speaker, Utterance, random_word, segments, speak,
+                                      utter)
 from logocentric.data.corpus import RATE
-from logocentric.data.sounds import _put
+from logocentric.data.sound_corpus import _put
 
 SPEECH = ['word', 'talk', 'whisper', 'chatter', 'vowel', 'laugh', 'cry']
 rng = lambda seed=0: np.random.default_rng(seed)

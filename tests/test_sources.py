@@ -9,7 +9,8 @@ from logocentric.data.corpus import LABELS
 from logocentric.data.lists import DataError, write_skip_list
 from logocentric.data.datasets import read_dataset
 from logocentric.data.tables import read_table
-from logocentric.pipeline.experiments import Lab, published, reproduce, results_table, run_output, table
+from logocentric.pipeline.experiments import Lab, run_output, table
+from logocentric.pipeline.report import published, reproduce, results_table
 from logocentric.audio.frontend import LogMel
 from logocentric.data.shards import LazyPairs, write_shards
 from logocentric.pipeline.sources import (GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart,

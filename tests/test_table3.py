@@ -10,9 +10,10 @@ from logocentric.data.datasets import read_dataset
 from logocentric.pipeline.experiments import Lab, run_experiment
 from logocentric.data.mixtures import VOCABULARY
 from logocentric.encoder.probe import read_encoder
-from logocentric.pipeline.table3 import PLANS, SPLITS, TagLab, set_aside
+from logocentric.pipeline.table3 import PLANS, TagLab, set_aside
+from logocentric.pipeline.tagging_stages import SPLITS
 from logocentric.reasoner.tagging import TAG_RULES
-from logocentric.training import TrainConfig
+from logocentric.runs import TrainConfig
 
 pytestmark = [pytest.mark.usefixtures('one_thread', 'home'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
 NAMES = ['Speech', 'Male speech, man speaking', 'Dog', 'Chirp, tweet', 'Bell (church), bell tower']

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from transformers import GPT2Config, GPT2LMHeadModel, get_scheduler
 from logocentric.core import project_root, set_seed
-from logocentric.training import (TrainConfig, TrainingDiverged, batch_indices, decay_groups, derived_seed, evaluate,
-                                  fetch, train)
+from logocentric.runs import TrainConfig, decay_groups
+from logocentric.steps import TrainingDiverged, evaluate
+from logocentric.batches import batch_indices, derived_seed, fetch
+from logocentric.training import train
 
 SCRIPT = '''
 import sys, time, torch

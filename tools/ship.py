@@ -14,7 +14,8 @@ from pathlib import Path
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, Record, load_records, project_root, read_json, shipped_path, write_json
 from logocentric.metrics import with_interval
-from logocentric.pipeline.experiments import TEST_SETS, Lab
+from logocentric.pipeline.data_stages import TEST_SETS
+from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner
 from logocentric.reasoner.training import REASONER_SIZES
 

@@ -28,7 +28,8 @@ import numpy as np, pandas as pd, torch
 from scipy.fft import irfft, rfft
 from symusic import Synthesizer
 from symusic.core import (NoteSecondList, PitchBendSecond, ScoreSecond, TrackSecond)
-from ..core import LogocentricError, atomic_write, cache_path, progress, read_json, write_json
+from ..core import LogocentricError, atomic_write, cache_path, read_json, write_json
+from ..cache import progress
 from ..audio.frontend import FrontendConfig, LogMel
 
 # %% ../../nbs/25_corpus.ipynb #66d3800b

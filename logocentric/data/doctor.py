@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/37_doctor.ipynb #4133d09f
 from fastcore.basics import patch
-from ..core import cache_path, progress
+from ..core import cache_path
+from ..cache import progress
 from ..audio.frontend import AudioError, _check_whole, _mono, _opened, _stderr_lock
 from .corpus import _start_worker
 from .datasets import identify, read_dataset, recognised_sets

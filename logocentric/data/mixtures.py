@@ -20,7 +20,8 @@ from ..core import LogocentricError, write_json
 from .corpus import (MIX_LEVELS, RATE, MUSICAL_SCALES, CLIP_SECONDS, SHARD, Corpus, build_shards,
                                      compose_score, loudness, play_track, sample_clip, synthesizer)
 from ..audio.frontend import FrontendConfig, LogMel
-from .sounds import KINDS, MODES, Place, arrange, draw_place, record
+from .sounds import KINDS
+from .sound_corpus import MODES, Place, arrange, draw_place, record
 
 # %% ../../nbs/28_mixtures.ipynb #cb738951
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from filelock import FileLock
 from webdataset import TarWriter
 from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
-from .clips import clip_frames, crop_window, read_clip, sound_mask
-from ..core import (LogocentricError, atomic_write, cache_path, config_hash, progress, quiet, read_json,
-                              write_json)
+from .clipset import clip_frames, crop_window, sound_mask
+from .clips import read_clip
+from ..core import LogocentricError, atomic_write, cache_path, config_hash, read_json, write_json
+from ..cache import progress, quiet
 from .corpus import _on_one_thread, _start_worker, clip_row, corpus_clip, render
 from .lists import DataError, write_skip_list
 from .manifests import Manifest
 from ..audio.frontend import AudioError, FrontendConfig, LogMel
-from ..training import _permutation
+from ..batches import _permutation
 
 # %% ../../nbs/39_shards.ipynb #7b213232
 def _plain_row(clip):

@@ -17,13 +17,18 @@ from einops import rearrange, reduce
 from fastcore.basics import patch
 from torch import nn
 from transformers.utils import ModelOutput
-from ..core import LogocentricError, Record, is_main, world_size, read_json, set_seed, write_json
+from ..core import LogocentricError, Record, read_json, set_seed, write_json
+from ..cache import is_main, world_size
 from ..data.corpus import ATTRIBUTES, RATE, Corpus
 from ..audio.frontend import FrontendConfig, LogMel, Settings
 from .mae import MAEConfig, MAEModel, masked_mse
 from .probe import ProbeTask, save_encoder
-from ..data.sounds import KINDS, PHONES, UNKNOWN, SoundCorpus, crop_start, random_speaker, random_word, speak
-from ..training import History, TrainConfig, train
+from ..data.sounds import KINDS
+from ..audio.voices import PHONES, UNKNOWN, random_speaker, random_word, speak
+from ..data.sound_corpus import SoundCorpus
+from ..data.clipset import crop_start
+from ..runs import History, TrainConfig
+from ..training import train
 
 # %% ../../nbs/43_pretrain.ipynb #8d7c3b72
 @dataclass(frozen=True)

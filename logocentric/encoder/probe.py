@@ -31,12 +31,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import nn
 from transformers.utils import ModelOutput
-from ..core import LogocentricError, best_device, progress, read_json, write_json
+from ..core import LogocentricError, best_device, read_json, write_json
+from ..cache import progress
 from ..data.corpus import Corpus, logmel_statistics
 from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel, load_audio
 from .mae import MAEEncoder, embed_frames
 from ..metrics import Score, chance_level, mcnemar, score
-from ..training import TrainConfig, derived_seed, train
+from ..runs import TrainConfig
+from ..batches import derived_seed
+from ..training import train
 
 # %% ../../nbs/41_probe.ipynb #5fd8f210
 def layer_embeddings(encoder: MAEEncoder,

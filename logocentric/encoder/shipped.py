@@ -14,16 +14,17 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from ..core import (LogocentricError, Record, one_process_at_a_time, cache_path, code_hash, config_hash,
-                              is_main, read_json, shipped_path, write_json)
+from ..core import (LogocentricError, Record, cache_path, code_hash, config_hash, read_json, shipped_path,
+                              write_json)
+from ..cache import one_process_at_a_time, is_main
 from ..data.corpus import Corpus, build_corpus
 from ..audio.frontend import FrontendConfig, LogMel, Settings, as_audio, calibrate, load_audio
 from .mae import MAEConfig, MAEEncoder
 from ..metrics import with_interval
 from .pretrain import PretrainingClips, Objective, pretrain
 from .probe import HearModel, extract, get_timestamp_embeddings, read_encoder, save_encoder
-from ..data.sounds import SoundCorpus, build_sounds
-from ..training import History, TrainConfig
+from ..data.sound_corpus import SoundCorpus, build_sounds
+from ..runs import History, TrainConfig
 
 # %% ../../nbs/44_shipped.ipynb #d025abbd
 @dataclass

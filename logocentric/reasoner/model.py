@@ -19,7 +19,9 @@ from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
-from ..core import LogocentricError, halve_on_oom, is_out_of_memory, progress
+from ..core import LogocentricError
+from ..memory import halve_on_oom, is_out_of_memory
+from ..cache import progress
 
 # %% ../../nbs/61_reasoner.ipynb #e91cf75b
 PROMPTS = {

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
-from ..core import LogocentricError, halve_on_oom, is_out_of_memory, progress
+from ..core import LogocentricError
+from ..memory import halve_on_oom, is_out_of_memory
+from ..cache import progress
 from .labels import Trie
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention

@@ -19,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from ..core import LogocentricError
 from ..data.corpus import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, TEMPO_RANGES, affect
-from ..metrics import Score, bootstrap_score, score, tagging
+from ..metrics import Score, bootstrap_score, score
+from ..multilabel import score_tagging
 from .model import LabelWarning, Scores, log_mean_probability
 
 # %% ../../nbs/63_tasks.ipynb #9ec949b6
@@ -103,7 +104,7 @@ def judge(self: Task,
     "How good the answers are, by this task's metric."
     answers = self.answers(scores) if isinstance(scores, Scores) else list(scores)
     if len(answers) != len(truth): raise LogocentricError(f'{len(answers)} answers and {len(truth)} truths: give one of each a clip')
-    if self.kind == 'each': return tagging(_has(truth, self.labels), scores.values, self.labels).score
+    if self.kind == 'each': return score_tagging(_has(truth, self.labels), scores.values, self.labels).score
     if self.kind == 'number': return bootstrap_score(np.mean, np.abs(np.array(answers) - np.array(truth, float)))
     if self.kind == 'yes_or_no': return bootstrap_score(_balanced, np.array(truth) == 'yes', np.array(answers) == 'yes')
     return score(truth, answers)
