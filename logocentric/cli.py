@@ -270,9 +270,9 @@ def _show_devices():
     typer.echo('cpu       this machine, measured. Peaks are dense, without sparsity.')
 
 def _scale_of(name, sources):
-    from logocentric.pipeline.experiments import Lab
-    from logocentric.pipeline.table3 import PLANS
-    return Lab.at(name, sources=str(sources or '')).scale, PLANS.get(name)
+    from logocentric.pipeline.scales import Setup
+    scale = Setup.at(name, sources=str(sources or '')).scale
+    return scale, scale.tagging
 
 def _sets_of(given, sources): # those that are named, and those of a file of sources
     from logocentric.pipeline.plan import SETS

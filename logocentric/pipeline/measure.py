@@ -16,7 +16,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np, pandas as pd, psutil, torch
 from fastcore.basics import patch
 from torch.profiler import ProfilerActivity, profile
@@ -28,8 +27,9 @@ from ..cache import progress
 from ..data.corpus import LABELS
 from ..reasoner.knowledge import knowledge_text, train_tokenizer
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
+from .scales import Scale
 from .plan import (DEVICES, FRAMES, MFU, Device, Job, Terms, captioner_jobs, crop_frames,
-                                       direct_job, ear_config, hear_job, is_still, language_config, now, paints,
+                                       direct_job, ear_config, hear_job, language_config, now, paints,
                                        read_job, reader_config, reader_job, say_job, scale_parts, tag_parts,
                                        tagger_job, this_cpu, utilisation)
 from ..reasoner.training import REASONER_SIZES, SelectedTokenLoss
@@ -60,10 +60,14 @@ def _once(train: TrainConfig | None): # one step of a training, in a precision t
     half = train.mixed_precision == 'bf16' or train.mixed_precision == 'auto' and bf16_is_faster()
     return replace(train, steps=1, mixed_precision='bf16' if half else 'no', num_workers=0)
 
-def one_step(scale) -> SimpleNamespace: # a scale, or the plan of Table 3
+def _trained_once(sizes, **changes):
+    recipes = {k: _once(v) for k, v in vars(sizes).items() if isinstance(v, TrainConfig)}
+    return replace(sizes, **recipes, **changes)
+
+def one_step(scale: Scale) -> Scale:
     "The same sizes, with trainings of one step and nothing held out."
-    found = {k: _once(v) if isinstance(v, TrainConfig) else v for k, v in vars(scale).items()}
-    return SimpleNamespace(**found | (dict(clips=(0, 0, 0)) if 'clips' in found else dict(held_out=0, reader_steps=1)))
+    return replace(scale, data=replace(scale.data, held_out=0), encoder=_trained_once(scale.encoder), captioner=_trained_once(scale.captioner),
+                   reasoner=replace(scale.reasoner, steps=1), tagging=_trained_once(scale.tagging, clips=(0, 0, 0)))
 
 # %% ../../nbs/83_measure.ipynb #b32f456c
 @dataclass
@@ -91,14 +95,14 @@ def _text(batch, tokens, vocabulary): # texts of one length, all of it to be pre
 # %% ../../nbs/83_measure.ipynb #7e205134
 def paint_trial(scale, ratio: float, t: Terms) -> Trial: # scale: of one step
     "A masked autoencoder that learns."
-    config, frames = MAEConfig.preset(**scale.encoder, mask_ratio=ratio), crop_frames(scale)
-    make = lambda: (MAEModel(config), dict(logmel=torch.randn(scale.mae.batch_size, frames, config.n_mels)), None)
-    return Trial(paints(f'pre-train the encoder, {ratio:.0%} hidden', config, scale.mae, frames, t), scale.mae.batch_size, make)
+    config, frames = MAEConfig.preset(**scale.encoder.preset, mask_ratio=ratio), crop_frames(scale)
+    make = lambda: (MAEModel(config), dict(logmel=torch.randn(scale.encoder.mae.batch_size, frames, config.n_mels)), None)
+    return Trial(paints(f'pre-train the encoder, {ratio:.0%} hidden', config, scale.encoder.mae, frames, t), scale.encoder.mae.batch_size, make)
 
 # %% ../../nbs/83_measure.ipynb #1a67486d
 def text_trial(scale, job: Job, t: Terms) -> Trial:
     "GPT-2 that reads."
-    config, n = language_config(scale.decoder, scale.vocabulary), scale.warmup.batch_size
+    config, n = language_config(scale.captioner.decoder, scale.data.vocabulary), scale.captioner.warmup.batch_size
     def make():
         model = GPT2LMHeadModel(config)
         plain_attention(model)
@@ -109,7 +113,7 @@ def text_trial(scale, job: Job, t: Terms) -> Trial:
 # %% ../../nbs/83_measure.ipynb #8735263e
 def reader_trial(name: str, scale, t: Terms, sentences: int = 64, tokens: int = 56) -> Trial:
     "A reasoner that learns."
-    config = reader_config(name, scale.vocabulary)
+    config = reader_config(name, scale.data.vocabulary)
     def make():
         batch = _text(sentences, tokens, config.vocab_size)
         labels = batch['labels'].masked_fill(torch.arange(tokens) % 10 != 0, -100)
@@ -124,9 +128,9 @@ def some_captioner(ear: MAEConfig, language, still: bool = False, **bridge) -> C
     model.encoder.requires_grad_(not still)
     return model
 
-def _captioner(scale): # as `Lab.unheard` joins it
-    still = is_still(scale)
-    return some_captioner(ear_config(scale), language_config(scale.decoder, scale.vocabulary), still, **scale.bridge | (dict(seen_share=1., lags=list(scale.lags)) if still else {}))
+def _captioner(scale): # as `TrainedCaptioner.untrained` joins it
+    still = scale.captioner.is_frozen
+    return some_captioner(ear_config(scale), language_config(scale.captioner.decoder, scale.data.vocabulary), still, **scale.captioner.whole_bridge)
 
 # %% ../../nbs/83_measure.ipynb #f6478648
 def caption_trial(scale, job: Job, t: Terms) -> Trial:
@@ -136,7 +140,7 @@ def caption_trial(scale, job: Job, t: Terms) -> Trial:
         model = _captioner(scale)
         c = model.config.encoder
         many = 2*FRAMES//3//c.patch_frames # columns of a window, half way between a third of a clip and all of it
-        heard = dict(columns=torch.randn(n, many, c.n_rows*c.hidden_size)) if is_still(scale) else dict(logmel=torch.randn(n, frames, c.n_mels))
+        heard = dict(columns=torch.randn(n, many, c.n_rows*c.hidden_size)) if scale.captioner.is_frozen else dict(logmel=torch.randn(n, frames, c.n_mels))
         return model, heard | _text(n, t.tokens, model.config.decoder.vocab_size), model.param_groups(job.train)
     return Trial(replace(job, title='captioner', heard=0., core_seconds=0.), n, make)
 
@@ -187,7 +191,7 @@ def say_trial(scale, t: Terms, n: int = 64) -> Trial:
 def read_trial(name: str, scale, t: Terms, n: int = 64) -> Trial:
     "A reasoner that scores ten labels."
     def make():
-        config = reader_config(name, scale.vocabulary)
+        config = reader_config(name, scale.data.vocabulary)
         tokenizer = some_tokenizer(config.vocab_size)
         reader, texts = Reasoner(AutoModelForCausalLM.from_config(config), tokenizer), some_words(tokenizer, t.tokens, n)
         return reader.model, lambda: reader.reason(texts, [l.lower() for l in LABELS['gtzan']], rule='sum')
@@ -195,16 +199,16 @@ def read_trial(name: str, scale, t: Terms, n: int = 64) -> Trial:
 
 # %% ../../nbs/83_measure.ipynb #cfdbc8b9
 def trials(scale,       # sizes of a run, as `experiments.Scale`
-           tags=None,   # sizes of Table 3, as `table3.TagPlan`
+           tags=None,   # sizes of Table 3, such as `scale.tagging`
            t: Terms | None = None # by default this device
           ) -> list[Trial]:
     "One step of every stage that calculates."
-    t, scale, tags = t or terms_here(), one_step(scale), tags and one_step(tags)
+    t, scale, tags = t or terms_here(), one_step(scale), tags and one_step(scale).tagging
     learn = {j.kind: j for j in captioner_jobs(scale, t)}
-    found = [paint_trial(scale, r, t) for r in MASKING.values()] + ([text_trial(scale, learn['text'], t)] if scale.warmup else [])
-    found += [caption_trial(scale, learn['captioner'], t), *(reader_trial(name, scale, t) for name in scale.readers if name in REASONER_SIZES)]
+    found = [paint_trial(scale, r, t) for r in MASKING.values()] + ([text_trial(scale, learn['text'], t)] if scale.captioner.warmup else [])
+    found += [caption_trial(scale, learn['captioner'], t), *(reader_trial(name, scale, t) for name in scale.reasoner.names if name in REASONER_SIZES)]
     if tags: found += [*(tagger_trial(tags, size, t) for size in tags.decoders), sigmoid_trial(tags, t)]
-    return [*found, hear_trial(scale), say_trial(scale, t), *(read_trial(name, scale, t) for name in scale.readers)]
+    return [*found, hear_trial(scale), say_trial(scale, t), *(read_trial(name, scale, t) for name in scale.reasoner.names)]
 
 def terms_here() -> Terms:
     "The device at hand, with the utilisation that a plan would take for it."
@@ -338,7 +342,7 @@ def _forget():
 
 # %% ../../nbs/83_measure.ipynb #5c085bc3
 def measure_scale(scale,               # sizes of a run, as `experiments.Scale`
-                  tags=None,           # sizes of Table 3, as `table3.TagPlan`
+                  tags=None,           # sizes of Table 3, such as `scale.tagging`
                   seconds: float = 5., # of each stage
                   seed: int = 0,
                   least: int = 5       # steps of each stage

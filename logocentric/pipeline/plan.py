@@ -7,8 +7,8 @@ __all__ = ['DEVICES', 'KNOWN', 'KEPT', 'LOGIT', 'MFU', 'SPEAK', 'LEARN', 'RATES'
            'ROOM', 'Device', 'now', 'this_cpu', 'find_device', 'language_config', 'on_paper', 'count', 'block_flops',
            'patches', 'Work', 'encoder_work', 'paint_work', 'speak_work', 'bridge_work', 'Parts', 'captioner_parts',
            'block_bytes', 'stack_bytes', 'encoder_bytes', 'paint_bytes', 'language_bytes', 'caption_bytes', 'peak',
-           'Terms', 'Job', 'learns', 'makes', 'uses', 'ear_config', 'is_still', 'crop_frames', 'set_job', 'clip_jobs',
-           'paints', 'captioner_jobs', 'scale_parts', 'caption_job', 'reader_config', 'language_size', 'reader_job',
+           'Terms', 'Job', 'learns', 'makes', 'uses', 'ear_config', 'crop_frames', 'set_job', 'clip_jobs', 'paints',
+           'captioner_jobs', 'scale_parts', 'caption_job', 'reader_config', 'language_size', 'reader_job',
            'describe_job', 'say_job', 'hear_job', 'read_job', 'tag_parts', 'tagger_job', 'direct_job', 'score_job',
            'hear_tags_job', 'tag_jobs', 'knob', 'spell', 'Plan', 'measured_shares', 'plan', 'step_seconds',
            'utilisation']
@@ -376,18 +376,13 @@ def uses(title: str, kind: str, parameters: int, flops: float, held: float = 0.,
 # %% ../../nbs/82_plan.ipynb #7b383471
 def ear_config(scale) -> MAEConfig:
     "The encoder with which a captioner begins."
-    return MAEConfig.from_pretrained(shipped_path('ear')) if scale.start in ('ear', 'ear_random') else MAEConfig.preset(**scale.encoder)
-
-# %% ../../nbs/82_plan.ipynb #642105dd
-def is_still(scale) -> bool:
-    "Whether the ear of a scale stands still while captioners learn."
-    return scale.start == 'ear' and scale.frozen is not None
+    return MAEConfig.from_pretrained(shipped_path('ear')) if scale.captioner.start in ('ear', 'ear_random') else MAEConfig.preset(**scale.encoder.preset)
 
 # %% ../../nbs/82_plan.ipynb #c9754dc8
 def crop_frames(scale) -> int:
     "Frames of a training crop."
-    width = MAEConfig.preset(**scale.encoder).patch_frames
-    return round(scale.crop*100)//width*width
+    width = MAEConfig.preset(**scale.encoder.preset).patch_frames
+    return round(scale.data.crop*100)//width*width
 
 # %% ../../nbs/82_plan.ipynb #42fba906
 SETS = dict(gtzan=(1_000, 30., 1.32e9), fma_small=(8_000, 30., 7.73e9), esc50=(2_000, 5., .6e9)) # clips, s of each, bytes
@@ -402,9 +397,9 @@ def set_job(name: str) -> Job:
 # %% ../../nbs/82_plan.ipynb #bfaba4b9
 def clip_jobs(scale, tags=None) -> list[Job]:
     "What is rendered and kept."
-    train = min(scale.pairs[-1], scale.kept or scale.pairs[-1])
-    jobs = [makes('render music', train + 2*scale.held_out + 3*scale.test, 'music')]
-    if scale.beside: jobs.append(makes('render sounds beside it', scale.beside*(train + 2*scale.held_out), 'sounds'))
+    train = min(scale.data.pairs[-1], scale.data.kept or scale.data.pairs[-1])
+    jobs = [makes('render music', train + 2*scale.data.held_out + 3*scale.data.test, 'music')]
+    if scale.data.sounds_share: jobs.append(makes('render sounds beside it', scale.data.sounds_share*(train + 2*scale.data.held_out), 'sounds'))
     if tags: jobs.append(makes('render mixtures with labels', sum(tags.clips), 'mixtures'))
     return jobs
 
@@ -418,19 +413,19 @@ def paints(title: str, config: MAEConfig, train: TrainConfig, frames: int, t: Te
 # %% ../../nbs/82_plan.ipynb #2d7265e8
 def captioner_jobs(scale, t: Terms) -> list[Job]:
     "GPT-2 reads, and captioners learn."
-    still, frames, train = is_still(scale), crop_frames(scale), scale.frozen if is_still(scale) else scale.captioner
+    still, frames, train = scale.captioner.is_frozen, crop_frames(scale), scale.captioner.recipe
     parts = scale_parts(scale)
-    gpt, valid, jobs = parts.config.decoder, scale.held_out*(1 + scale.beside), []
-    if scale.warmup:
+    gpt, valid, jobs = parts.config.decoder, scale.data.held_out*(1 + scale.data.sounds_share), []
+    if scale.captioner.warmup:
         read, n = speak_work(gpt, t.tokens), parts.sizes['decoder']
-        jobs.append(learns('GPT-2 reads descriptions', 'text', scale.warmup, t, read, read, n, n, lambda half, again: language_bytes(gpt, t.tokens, 0, half, again, t.fused), gpt.num_hidden_layers))
-    return jobs + [caption_job(scale, n, parts, train, frames, valid, still, t) for n in reversed(scale.pairs)]
+        jobs.append(learns('GPT-2 reads descriptions', 'text', scale.captioner.warmup, t, read, read, n, n, lambda half, again: language_bytes(gpt, t.tokens, 0, half, again, t.fused), gpt.num_hidden_layers))
+    return jobs + [caption_job(scale, n, parts, train, frames, valid, still, t) for n in reversed(scale.data.pairs)]
 
 # %% ../../nbs/82_plan.ipynb #c3cfbc0b
 def scale_parts(scale) -> Parts:
     "The captioner of a scale."
-    bridge = scale.bridge | (dict(seen_share=1., lags=list(scale.lags)) if is_still(scale) else {})
-    return captioner_parts(ear_config(scale), language_config(scale.decoder, scale.vocabulary), **bridge)
+    bridge = scale.captioner.whole_bridge
+    return captioner_parts(ear_config(scale), language_config(scale.captioner.decoder, scale.data.vocabulary), **bridge)
 
 # %% ../../nbs/82_plan.ipynb #372a64bd
 def caption_job(scale, pairs, parts, train, frames, valid, still, t: Terms) -> Job:
@@ -438,10 +433,10 @@ def caption_job(scale, pairs, parts, train, frames, valid, still, t: Terms) -> J
     ear, total = parts.config.encoder, sum(parts.sizes.values())
     learned = total - (parts.sizes['encoder'] if still else 0)
     work, judge = (parts.work(f, t.tokens, still, not still, learning) for f, learning in ((frames, True), (FRAMES, False)))
-    heard = 2*pairs*(1 + scale.beside) + valid if still else 0
-    clips, live = train.steps*train.batch_size*train.accumulation, (scale.kept or pairs) < pairs
+    heard = 2*pairs*(1 + scale.data.sounds_share) + valid if still else 0
+    clips, live = train.steps*train.batch_size*train.accumulation, (scale.data.kept or pairs) < pairs
     job = learns(f'captioner on {pairs:,} pairs', 'captioner', train, t, work, judge, total, learned, lambda half, again: caption_bytes(parts, frames, t.tokens, half, again, t.fused, still),
-                 parts.config.decoder.num_hidden_layers + (0 if still else ear.num_hidden_layers), valid, core_seconds=clips/(1 + scale.beside)/RATES['music'] if live else 0.)
+                 parts.config.decoder.num_hidden_layers + (0 if still else ear.num_hidden_layers), valid, core_seconds=clips/(1 + scale.data.sounds_share)/RATES['music'] if live else 0.)
     columns = heard*patches(ear, FRAMES)*ear.hidden_size*2
     return replace(job, heard=heard*encoder_work(ear, patches(ear, FRAMES)).forward, scratch=job.scratch + columns)
 
@@ -461,17 +456,17 @@ def language_size(config: PretrainedConfig) -> int:
 # %% ../../nbs/82_plan.ipynb #dd2a670b
 def reader_job(name: str, scale, t: Terms) -> Job:
     "A reasoner that learns, or is downloaded."
-    c, sentence = reader_config(name, scale.vocabulary), 56
+    c, sentence = reader_config(name, scale.data.vocabulary), 56
     n = language_size(c)
     if name not in REASONER_SIZES: return Job(f'{name}: download', parameters=n, kept=4*n)
-    train, work = TrainConfig(steps=scale.reader_steps or REASONER_SIZES[name].steps, batch_size=REASONER_BATCH, mixed_precision='auto'), speak_work(c, sentence//10, sentence - sentence//10)
+    train, work = TrainConfig(steps=scale.reasoner.steps or REASONER_SIZES[name].steps, batch_size=REASONER_BATCH, mixed_precision='auto'), speak_work(c, sentence//10, sentence - sentence//10)
     return learns(f'{name} reader', f'reader {name}', train, t, work, work, n, n, lambda half, again: language_bytes(c, sentence//10, sentence - sentence//10, half, again, False), c.num_hidden_layers)
 
 # %% ../../nbs/82_plan.ipynb #0b785259
 def describe_job(scale, t: Terms) -> Job:
     "All test clips described by every captioner, and several times by the best."
-    n, captioners = 3*scale.test, len(scale.pairs)
-    job = say_job(scale, t, (captioners + scale.draws)*n, captioners*n/64 + n/16, 16*scale.draws)
+    n, captioners = 3*scale.data.test, len(scale.data.pairs)
+    job = say_job(scale, t, (captioners + scale.captioner.samples)*n, captioners*n/64 + n/16, 16*scale.captioner.samples)
     return replace(job, title=f'describe {n:,} test clips', heard=hear_job('', scale_parts(scale), (captioners + 1)*n).heard)
 
 # %% ../../nbs/82_plan.ipynb #6e8ee1bb
@@ -495,7 +490,7 @@ def hear_job(title: str, parts: Parts, clips: float) -> Job:
 # %% ../../nbs/82_plan.ipynb #64503150
 def read_job(name: str, scale, t: Terms, n: int | None = None) -> Job:
     "A reader scores the labels behind `n` descriptions; by default the predicted, drawn and true ones of all test clips."
-    c, n = reader_config(name, scale.vocabulary), n or 3*scale.test*(2 + scale.draws + (len(scale.pairs) - 1)*(name == scale.readers[-1]))
+    c, n = reader_config(name, scale.data.vocabulary), n or 3*scale.data.test*(2 + scale.captioner.samples + (len(scale.data.pairs) - 1)*(name == scale.reasoner.largest))
     seen, d, batch = t.tokens + 16, c.hidden_size, 64 if t.fused else 8
     flops, held = n*speak_work(c, 8, t.tokens + 8).forward, 4*batch*(2*c.num_hidden_layers*d*seen + HEARD*d*seen + 4*c.num_attention_heads*seen**2 + 32*c.vocab_size)
     return uses(f'{name} reads {n:,} descriptions', f'read {name}', language_size(c), flops, held, python=n/batch*2*c.num_hidden_layers*SPEAK, tf32=True)
@@ -530,7 +525,7 @@ def direct_job(title: str, tags, t: Terms, labels: int = 102) -> Job:
 def score_job(title: str, tags, size: str, clips: int, t: Terms) -> Job:
     "Every label of every clip, at every step of some walks, and the likeliest list."
     parts = tag_parts(tags, size)
-    gpt, lists = parts.config.decoder, clips*(2 + tags.draws*max(0., t.labels - 1))
+    gpt, lists = parts.config.decoder, clips*(2 + tags.samples*max(0., t.labels - 1))
     before, passes = parts.config.prefix_length + t.list_tokens//2, 1 + math.ceil(t.nodes/128)
     said = clips*speak_work(gpt, t.list_tokens, parts.config.prefix_length).forward
     hear = clips*encoder_work(parts.config.encoder, patches(parts.config.encoder, FRAMES)).forward if tags.encoder else 0.
@@ -550,12 +545,12 @@ def hear_tags_job(tags, times: int) -> Job:
 def tag_jobs(tags, t: Terms) -> list[Job]:
     "All stages of Table 3 but its clips."
     sizes, jobs = list(tags.decoders), []
-    if tags.encoder: jobs.append(paints('Table 3: pre-train the encoder', MAEConfig.preset(tags.encoder), tags.paint, FRAMES//16*16, t))
+    if tags.encoder: jobs.append(paints('Table 3: pre-train the encoder', MAEConfig.preset(tags.encoder), tags.pretrain, FRAMES//16*16, t))
     else: jobs.append(hear_tags_job(tags, 2))
     jobs += [tagger_job(f'Table 3: {size} GPT-2 learns tags', tags, size, t) for size in sizes] + [direct_job('Table 3: sigmoids', tags, t)]
-    jobs += [tagger_job(f'Table 3: {sizes[-1]} GPT-2, random ear', tags, sizes[-1], t), direct_job('Table 3: sigmoids, random ear', tags, t)]
+    jobs += [tagger_job(f'Table 3: {sizes[-1]} GPT-2, random encoder', tags, sizes[-1], t), direct_job('Table 3: sigmoids, random encoder', tags, t)]
     jobs += [score_job(f'Table 3: {size} GPT-2 scores tags', tags, size, tags.clips[1] + tags.clips[2], t) for size in sizes]
-    return jobs + [score_job(f'Table 3: {sizes[-1]}, random ear, scores', tags, sizes[-1], tags.clips[2], t)]
+    return jobs + [score_job(f'Table 3: {sizes[-1]}, random encoder, scores', tags, sizes[-1], tags.clips[2], t)]
 
 # %% ../../nbs/82_plan.ipynb #64ccce24
 ROOM = .9 # share of a device's memory that a plan may fill
@@ -708,7 +703,7 @@ def measured_shares(record: str | Path, # of the experiment `device_check`
 
 # %% ../../nbs/82_plan.ipynb #13cb8302
 def plan(scale,                        # sizes of a run, as `experiments.Scale`
-         tags=None,                    # sizes of Table 3, as `table3.TagPlan`; without them that table is left out
+         tags=None,                    # sizes of Table 3, such as `scale.tagging`; without them that table is left out
          device: str = 'H100',         # one of `DEVICES`, or `cpu`
          count: int = 1,               # devices
          mfu: float | None = None,     # share of the peak that is reached; `MFU` by default, on a CPU as measured
@@ -726,9 +721,9 @@ def plan(scale,                        # sizes of a run, as `experiments.Scale`
     if mfu is None: mfu = utilisation() if found.name == 'cpu' else MFU
     t = Terms(found, count, mfu, cores or os.cpu_count() or 1, **(measured_shares(measured, found) if measured else {}), **lengths)
     jobs = [*map(set_job, sets), *clip_jobs(scale, tags)]
-    jobs += [*(paints(f'pre-train the encoder, {r:.0%} hidden', MAEConfig.preset(**scale.encoder, mask_ratio=r), scale.mae, crop_frames(scale), t, scale.held_out) for r in MASKING.values())]
-    jobs += [*captioner_jobs(scale, t), *(reader_job(name, scale, t) for name in scale.readers), *(tag_jobs(tags, t) if tags else [])]
-    return Plan(scale.name, t, [*jobs, describe_job(scale, t), *(read_job(name, scale, t) for name in scale.readers)], price, currency)
+    jobs += [*(paints(f'pre-train the encoder, {r:.0%} hidden', MAEConfig.preset(**scale.encoder.preset, mask_ratio=r), scale.encoder.mae, crop_frames(scale), t, scale.data.held_out) for r in MASKING.values())]
+    jobs += [*captioner_jobs(scale, t), *(reader_job(name, scale, t) for name in scale.reasoner.names), *(tag_jobs(tags, t) if tags else [])]
+    return Plan(scale.name, t, [*jobs, describe_job(scale, t), *(read_job(name, scale, t) for name in scale.reasoner.names)], price, currency)
 
 # %% ../../nbs/82_plan.ipynb #df487b06
 def step_seconds(model: torch.nn.Module, batch: dict, repeats: int = 3) -> float:
