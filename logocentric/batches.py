@@ -90,8 +90,8 @@ def _mix(x): # int64 -> int64; neighbours become unlike
         x = (x ^ (x >> shift & (1 << 64 - shift) - 1))*factor
     return x ^ (x >> 31 & (1 << 33) - 1)
 
-# %% ../nbs/05_batches.ipynb #6e9e4012
-def _hashed(key, positions, shape): # float32 in [0, 1), (clips*k, ...): the rows of a clip lie together
+# %% ../nbs/05_batches.ipynb #cb80b81f
+def _hashed(key, positions, shape): # float32 in [0, 1); the rows of a clip lie together
     x = _mix(positions*_STRIDE + key)
     for n in (shape[0]//len(positions), *shape[1:]):
         x = _mix(x[..., None] + torch.arange(1, n + 1, device=x.device)*_STRIDE)

@@ -118,8 +118,8 @@ def recompute_and_compile(model: torch.nn.Module,
 def _options(config): # of `logocentric reproduce`
     parts = 2*_from_environment('PARTS', 1)
     half = f'--parts {parts} (the same steps, in smaller parts: the run goes on where it was)'
-    recompute = '--recompute (the same result, about a third more time)'
-    return [half]*(config.batch_size % 2 == 0) + [recompute]*(not config.recompute)
+    again = '--recompute (the same result, about a third more time)'
+    return [half]*(config.batch_size % 2 == 0) + [again]*(not config.recompute)
 
 # %% ../nbs/07_memory.ipynb #b0aa9e15
 def _remedies(config, precision): # in the order in which to try them

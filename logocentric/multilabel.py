@@ -20,7 +20,7 @@ from .metrics import Score
 class TaggingScores:
     "Mean average precision, and what it is the mean of."
     score: Score # mAP with a bootstrap interval over clips
-    table: pd.DataFrame # a row a label: positives, chance, average_precision, low, high (nan without positives)
+    table: pd.DataFrame # a row a label: positives, chance, average_precision, low, high (nan without)
     resampled: np.ndarray # (n,) mAP of each resample
 
 # %% ../nbs/03_multilabel.ipynb #35258c86

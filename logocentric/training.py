@@ -121,7 +121,7 @@ def open_run(model, data, config, folder, param_groups, loss_fn, draws) -> Train
 
 # %% ../nbs/09_training.ipynb #95ed93ed
 def _release(accelerator, model, bar):
-    "Take accelerate's wrappers and mark off the model, and close the bar."
+    "Take accelerate's wrappers off the model, and close the bar."
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     for name in ('forward', '_original_forward', '_is_accelerate_prepared'): model.__dict__.pop(name, None)
     model.eval()

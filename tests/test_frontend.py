@@ -1,22 +1,10 @@
-"The frontend against librosa, soxr, broken files, long files and real recordings."
-import json, math, pickle, struct, tracemalloc
-import librosa, numpy as np, pytest, soundfile as sf, soxr, torch
-from logocentric.core import LogocentricError, shared_path
-from logocentric.audio.frontend import (AudioError, FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info,
-                                        calibrate, listen, load_audio, mel_filters, stream_audio)
-
-RATE = 16_000
-RECORDINGS = shared_path() and shared_path()/'data'/'recordings'
-needs_recordings = pytest.mark.skipif(not (RECORDINGS and RECORDINGS.is_dir()), reason='the folder of real recordings is not there')
-
-
-def seconds(n, rate=RATE): return np.arange(round(n*rate))/rate
-
-def music(n=2., rate=RATE):
-    "A chord, a glide and a little noise: something everywhere below 7 kHz."
-    t = seconds(n, rate)
-    x = sum(np.sin(2*np.pi*f*t)/8 for f in (110, 261.6, 1000.5, 3333)) + .2*np.sin(2*np.pi*(100*t + 1500*t**2/n))
-    return np.float32(x + .01*np.random.default_rng(0).standard_normal(len(t)))
+"The frontend against librosa, and on real recordings."
+import json, math
+import librosa, numpy as np, pytest, soundfile as sf, torch
+from logocentric.audio.decoding import AudioError, LengthPolicy, load_audio
+from logocentric.audio.frontend import FrontendConfig, LogMel, calibrate, mel_filters
+from logocentric.core import LogocentricError
+from test_decoding import RATE, RECORDINGS, music, needs_recordings, seconds
 
 
 # --- the log-mel ------------------------------------------------------------------------------------------------------
@@ -29,22 +17,25 @@ SOUNDS = dict(
     click=lambda: np.eye(1, RATE, 5000)[0])
 
 def agrees_with_librosa(wave):
-    reference = librosa.feature.melspectrogram(y=wave.astype(np.float64), sr=RATE, n_fft=400, hop_length=160, n_mels=80, fmin=50, fmax=8000).T
+    reference = librosa.feature.melspectrogram(y=wave.astype(np.float64), sr=RATE, n_fft=400, hop_length=160, n_mels=80,
+                                               fmin=50, fmax=8000).T
     config = FrontendConfig(log_offset=1e-30)  # so that the exponential gives the power back, however small
     ours = LogMel(config)(torch.tensor(wave)).double().exp().numpy()
     assert ours.shape == reference.shape
-    difference, heard = abs(ours - reference), reference > 1e-6*reference.max()
+    difference, audible = abs(ours - reference), reference > 1e-6*reference.max()
     assert difference.max() < 1e-5*reference.max()
-    assert (difference[heard] < 1e-4*reference[heard]).all()
+    assert (difference[audible] < 1e-4*reference[audible]).all()
 
 @pytest.mark.parametrize('name', SOUNDS)
 def test_equals_librosa(name): agrees_with_librosa(np.float32(SOUNDS[name]()))
 
 @needs_recordings
-@pytest.mark.parametrize('name', ['librosa/147793__setuniman__sweet-waltz-0i-22mi.hq.ogg', 'smstools/piano.wav', 'sonicpi/loop_amen.flac'])
+@pytest.mark.parametrize('name', ['librosa/147793__setuniman__sweet-waltz-0i-22mi.hq.ogg', 'smstools/piano.wav',
+                                  'sonicpi/loop_amen.flac'])
 def test_equals_librosa_on_recordings(name): agrees_with_librosa(load_audio(RECORDINGS/name)[:20*RATE])
 
-@pytest.mark.parametrize('n_mels,n_fft,f_min,f_max,rate', [(80, 400, 50, 8000, 16000), (128, 1024, 0, 11025, 22050), (64, 512, 20, 7600, 16000)])
+@pytest.mark.parametrize('n_mels,n_fft,f_min,f_max,rate', [(80, 400, 50, 8000, 16000), (128, 1024, 0, 11025, 22050),
+                                                           (64, 512, 20, 7600, 16000)])
 def test_filters_equal_librosa(n_mels, n_fft, f_min, f_max, rate):
     config = FrontendConfig(sample_rate=rate, n_mels=n_mels, n_fft=n_fft, f_min=f_min, f_max=f_max)
     reference = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, dtype=np.float64)
@@ -57,14 +48,15 @@ def test_same_in_any_batch(size):
     batch[size//2] = wave
     assert (log_mel(batch)[size//2] - log_mel(wave)).abs().max() < 1e-5
 
-def test_same_beside_padding():
+def test_same_with_padding_after_it():
     log_mel, wave = LogMel(), torch.tensor(music())
     padded = torch.nn.functional.pad(wave, (0, 12_345))
     assert (log_mel(padded)[:200] - log_mel(wave)[:200]).abs().max() < 1e-5
 
 def test_same_from_doubled_stereo(tmp_path):
     wave = music()
-    sf.write(tmp_path/'mono.wav', wave, RATE, 'FLOAT'); sf.write(tmp_path/'stereo.wav', np.stack([wave, wave], 1), RATE, 'FLOAT')
+    sf.write(tmp_path/'mono.wav', wave, RATE, 'FLOAT')
+    sf.write(tmp_path/'stereo.wav', np.stack([wave, wave], 1), RATE, 'FLOAT')
     mono, stereo = (LogMel()(torch.tensor(load_audio(tmp_path/name))) for name in ('mono.wav', 'stereo.wav'))
     assert (mono - stereo).abs().max() < 1e-5
 
@@ -114,7 +106,8 @@ def test_settings_survive_json(settings):
     assert type(settings).from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     with pytest.raises(LogocentricError, match='no setting windw'): type(settings).from_dict(dict(windw=1))
 
-@pytest.mark.parametrize('bad', [dict(f_max=9000.), dict(f_min=-1.), dict(win_length=512), dict(log_offset=0.), dict(std=0.)])
+@pytest.mark.parametrize('bad', [dict(f_max=9000.), dict(f_min=-1.), dict(win_length=512), dict(log_offset=0.),
+                                 dict(std=0.)])
 def test_bad_settings(bad):
     with pytest.raises(LogocentricError): FrontendConfig(**bad)
 
@@ -126,195 +119,19 @@ def test_calibrate():
     with pytest.raises(LogocentricError): calibrate([])
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------
-FORMATS = [('wav', 'PCM_U8'), ('wav', 'PCM_16'), ('wav', 'PCM_24'), ('wav', 'PCM_32'), ('wav', 'FLOAT'), ('wav', 'DOUBLE'), ('wav', 'ULAW'), ('aiff', 'PCM_16'),
-           ('au', 'PCM_16'), ('flac', 'PCM_16'), ('flac', 'PCM_24'), ('ogg', 'VORBIS'), ('opus', 'OPUS'), ('mp3', 'MPEG_LAYER_III')]
-
-def write(path, wave, rate, subtype, channels=1, **kwargs):
-    kind = dict(opus='OGG').get(path.suffix[1:], path.suffix[1:].upper())
-    sf.write(path, np.stack([wave*(1 + c)/channels for c in range(channels)], 1), rate, subtype, format=kind, **kwargs)
-    return path
-
-def reference(path):
-    "Decode, mix and resample all at once."
-    samples, rate = sf.read(path, dtype='float32', always_2d=True)
-    return soxr.resample(samples.mean(1), rate, RATE)
-
-@pytest.mark.parametrize('suffix,subtype', FORMATS)
-@pytest.mark.parametrize('channels', [1, 2])
-def test_formats(tmp_path, suffix, subtype, channels):
-    rate = 48_000 if subtype == 'OPUS' else 44_100
-    path = write(tmp_path/f'a.{suffix}', music(2, rate), rate, subtype, channels)
-    whole, expected = load_audio(path), reference(path)
-    assert whole.dtype == np.float32 and abs(len(whole) - 2*RATE) < 2
-    np.testing.assert_allclose(whole, expected[:len(whole)], atol=1e-5)
-    np.testing.assert_allclose(load_audio(path, 1.1, .5), expected[17_600:25_600], atol=1e-5)
-
-@pytest.mark.parametrize('rate', [4_000, 8_000, 11_025, 16_000, 22_050, 32_000, 44_101, 48_000, 96_000, 192_000])
-def test_rates(tmp_path, rate):
-    path = write(tmp_path/'a.wav', music(3, rate), rate, 'FLOAT', 6)
-    expected = reference(path)
-    np.testing.assert_allclose(load_audio(path), expected, atol=1e-5)
-    for start, duration in ((0, .02), (.3, 1), (1.23456, .77), (2.5, 9)):
-        part = load_audio(path, start, duration)
-        np.testing.assert_allclose(part, expected[round(start*RATE):round((start + duration)*RATE)], atol=1e-5)
-
-@pytest.mark.parametrize('level', [0., .5, .99])
-def test_mp3_parts_at_any_bit_rate(tmp_path, level, capfd):
-    path = write(tmp_path/'a.mp3', music(6, 44_100), 44_100, 'MPEG_LAYER_III', compression_level=level)
-    expected = reference(path)
-    capfd.readouterr()
-    np.testing.assert_allclose(load_audio(path), expected, atol=1e-5)
-    np.testing.assert_allclose(load_audio(path, 3.21, 1), expected[51_360:67_360], atol=1e-5)
-    assert audio_info(path).duration == pytest.approx(6)
-    assert capfd.readouterr().err == ''
-
-@pytest.mark.parametrize('block', [.01, .37, 10])
-def test_stream_has_no_seams(tmp_path, block):
-    path = write(tmp_path/'a.ogg', music(3, 44_100), 44_100, 'VORBIS', 2)
-    blocks = list(stream_audio(path, block))
-    assert {len(b) for b in blocks[:-1]} <= {round(block*RATE)}
-    np.testing.assert_array_equal(np.concatenate(blocks), load_audio(path))
-
-def sparse_wav(path, hours, rate):
-    "A WAV of silence that takes no room on the disk, with a second of noise in its ninth hour."
-    size = hours*3600*rate*2
-    with open(path, 'wb') as f:
-        f.write(struct.pack('<4sI4s4sIHHIIHH4sI', b'RIFF', size + 36, b'WAVE', b'fmt ', 16, 1, 1, rate, 2*rate, 2, 16, b'data', size))
-        f.seek(44 + 9*3600*rate*2)
-        f.write(np.random.default_rng(0).integers(-2**14, 2**14, rate, dtype=np.int16).tobytes())
-        f.truncate(44 + size)
-    return path
-
-def test_ten_hours_in_bounded_memory(tmp_path):
-    path = sparse_wav(tmp_path/'long.wav', 10, 2000)
-    tracemalloc.start()
-    total = sum(len(b) for b in stream_audio(path, 10, 1000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert total == 36_000_000 and peak < 5e6
-
-def test_a_part_of_ten_hours(tmp_path):
-    path = sparse_wav(tmp_path/'long.wav', 10, 44_100)
-    tracemalloc.start()
-    part = load_audio(path, 9*3600 - 1, 3)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    loud = abs(part.reshape(3, RATE)).mean(1)
-    assert loud[1] > .1 and loud[0] < .001 and loud[2] < .001 and peak < 5e6
-    assert audio_info(path).duration == 36_000
-    assert LengthPolicy().coverage(36_000) == 'heard 0.0–36000.0 s in 3600 windows, 0.0 s dropped'
-
-
-# --- what is broken ---------------------------------------------------------------------------------------------------
-def refused(path, match):
-    for read in (load_audio, lambda p: list(stream_audio(p)), lambda p: list(listen(p))):
-        with pytest.raises(AudioError, match=match) as e: read(path)
-        assert str(path) in str(e.value) and e.value.path == str(path)
-        assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
-
-def cut(path, part):
-    content = path.read_bytes()
-    path.write_bytes(content[:int(len(content)*part)])
-    return path
-
-def test_missing(tmp_path): refused(tmp_path/'no.wav', 'no such file')
-def test_folder(tmp_path): refused(tmp_path, 'is not a file')
-
-def test_empty(tmp_path):
-    (tmp_path/'a.wav').touch()
-    refused(tmp_path/'a.wav', 'empty')
-
-def test_zero_length(tmp_path):
-    sf.write(tmp_path/'a.wav', np.zeros(0), RATE)
-    refused(tmp_path/'a.wav', 'no samples')
-
-@pytest.mark.parametrize('name', ['a.mp3', 'a.wav', 'a.txt', 'a.raw', 'a.flac'])
-def test_not_audio(tmp_path, name):
-    (tmp_path/name).write_bytes(b'All the world is a stage. '*1000)
-    refused(tmp_path/name, 'not a sound file')
-
-@pytest.mark.parametrize('head', [b'\0\0\0\x20ftypM4A ', b'\xff\xf1\x50\x80', b'\xff\xf9\x50\x80'])
-def test_aac_names_the_cure(tmp_path, head):
-    path = tmp_path/'my song.m4a'
-    path.write_bytes(head + bytes(1000))
-    refused(path, 'ffmpeg -i .*my song.m4a')
-
-@pytest.mark.parametrize('suffix,subtype', [f for f in FORMATS if f[0] in ('wav', 'aiff', 'au', 'flac', 'mp3')])
-@pytest.mark.parametrize('part', [.1, .5, .9])
-def test_truncated(tmp_path, suffix, subtype, part):
-    refused(cut(write(tmp_path/f'a.{suffix}', music(4), RATE, subtype), part), 'truncated or damaged|not a sound file')
-
-@pytest.mark.parametrize('suffix,subtype', [('ogg', 'VORBIS'), ('opus', 'OPUS')])
-def test_truncated_ogg_is_heard_as_far_as_it_goes(tmp_path, suffix, subtype):
-    path = cut(write(tmp_path/f'a.{suffix}', music(20), RATE, subtype), .7)
-    assert 8 < audio_info(path).duration < 18
-    assert len(load_audio(path)) == pytest.approx(audio_info(path).duration*RATE, abs=2)
-
-@pytest.mark.parametrize('riff,data', [(0xffffffff, 0xffffffff), (0x7ffff024, 0x7ffff000)])
-def test_wav_written_to_a_pipe(tmp_path, riff, data):
-    path = write(tmp_path/'a.wav', music(2), RATE, 'PCM_16')
-    content = bytearray(path.read_bytes())
-    content[4:8], content[40:44] = struct.pack('<I', riff), struct.pack('<I', data)
-    path.write_bytes(content)
-    assert len(load_audio(path)) == 2*RATE and audio_info(path).duration == 2
-
-def test_flac_written_to_a_pipe(tmp_path):
-    path = write(tmp_path/'a.flac', music(2), RATE, 'PCM_16')
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xf0; content[22:26] = bytes(4)  # the 36 bits of STREAMINFO that hold the number of samples
-    path.write_bytes(content)
-    assert len(load_audio(path)) == 2*RATE and audio_info(path).duration == 2
-    assert len(load_audio(path, 1.5)) == RATE//2
-
-@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 1e30])
-def test_samples_that_are_no_numbers(tmp_path, value):
-    wave = music(); wave[12_345] = value
-    sf.write(tmp_path/'a.wav', np.stack([music(), wave], 1), RATE, 'FLOAT')
-    refused(tmp_path/'a.wav', 'NaN, infinite or absurdly large')
-    with pytest.raises(AudioError, match='microphone'): as_audio(wave, RATE, name='microphone')
-
-def test_silence_and_a_blink_are_heard(tmp_path):
+# --- files and windows -----------------------------------------------------------------------------------------------
+def test_silence_and_a_blink_have_a_logmel(tmp_path):
     for n, frames in ((RATE, 101), (320, 3), (1, 1)):
         sf.write(tmp_path/'a.wav', np.zeros(n), RATE)
-        picture = LogMel()(torch.tensor(load_audio(tmp_path/'a.wav')))
-        assert picture.shape == (frames, 80) and picture.isfinite().all()
-        padded, mask = LengthPolicy().pad(picture)
+        logmel = LogMel()(torch.tensor(load_audio(tmp_path/'a.wav')))
+        assert logmel.shape == (frames, 80) and logmel.isfinite().all()
+        padded, mask = LengthPolicy().pad(logmel)
         assert len(padded) % 16 == 0 and mask.sum() == frames
-
-def test_a_part_beyond_the_end(tmp_path):
-    path = write(tmp_path/'a.wav', music(2), RATE, 'PCM_16')
-    with pytest.raises(AudioError, match='no sound at 5 s'): load_audio(path, 5)
-    with pytest.raises(LogocentricError): load_audio(path, -1)
-    with pytest.raises(LogocentricError): load_audio(path, 0, 0)
-
-def test_damaged_mp3_loses_a_moment_only(tmp_path):
-    path = write(tmp_path/'a.mp3', music(10, 44_100), 44_100, 'MPEG_LAYER_III', compression_level=0.)
-    expected = load_audio(path)
-    content = bytearray(path.read_bytes())
-    content[len(content)//2:len(content)//2 + 600] = b'x'*600
-    path.write_bytes(content)
-    heard = load_audio(path)
-    assert abs(len(heard) - len(expected)) < .1*RATE and np.isfinite(heard).all()
-    np.testing.assert_allclose(heard[:4*RATE], expected[:4*RATE], atol=1e-5)
-
-
-# --- real recordings --------------------------------------------------------------------------------------------------
-@needs_recordings
-@pytest.mark.parametrize('name,duration', [('Gold Rush', 2295936/48000), ('Krampus Workshop', 4177152/44100)])
-def test_mp3_whose_header_is_wrong(name, duration, capfd):
-    "One has a cover picture that its estimated length counts as music, the other a damaged frame."
-    path = RECORDINGS/'incompetech'/f'{name}.mp3'
-    assert audio_info(path).duration == duration
-    whole = load_audio(path)
-    assert len(whole) == pytest.approx(duration*RATE, abs=1)
-    np.testing.assert_allclose(load_audio(path, 20, 5), whole[20*RATE:25*RATE], atol=1e-5)
-    assert capfd.readouterr().err == ''
 
 @needs_recordings
 @pytest.mark.parametrize('step', [10, pytest.param(1, marks=pytest.mark.slow)])
-def test_recordings_are_heard_or_refused(step):
-    heard, refusals, log_mel = 0, set(), LogMel()
+def test_recordings_are_decoded_or_refused(step):
+    decoded, refusals, log_mel = 0, set(), LogMel()
     paths = sorted(p for p in RECORDINGS.rglob('*') if p.is_file())[::step]
     for path in paths:
         try: wave = load_audio(path, duration=5)
@@ -322,59 +139,16 @@ def test_recordings_are_heard_or_refused(step):
             refusals.add(path.suffix)
             continue
         assert log_mel(torch.tensor(wave)).isfinite().all(), path
-        heard += 1
-    assert heard > .8*len(paths) and refusals <= {'', '.md', '.txt', '.msgpack', '.json'}
-
-
-# --- the length policy ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('policy', [LengthPolicy(), LengthPolicy(hop=5.), LengthPolicy(window=3., hop=.7, min_seconds=0.), LengthPolicy(min_seconds=20.)])
-def test_windows_cover_the_sound(policy):
-    for length in [.02, 1, 9.99, 10, 10.5, 11, 20, 29.97, 30, 61.3, *np.random.default_rng(0).uniform(.01, 100, 50)]:
-        found = policy.windows(length)
-        assert found[0].start == 0 and all(0 < w.stop - w.start <= policy.window + 1e-9 for w in found)
-        assert all(b.start <= a.stop and b.stop > a.stop for a, b in zip(found, found[1:]))
-        assert 0 <= length - found[-1].stop < max(policy.min_seconds, 1e-6)
-        assert f'in {len(found)} window' in policy.coverage(length)
-
-def test_no_empty_window_at_an_exact_multiple():
-    assert LengthPolicy().windows(30) == [(0, 10), (10, 20), (20, 30)]
-    assert len(LengthPolicy(window=.3, hop=.1, min_seconds=0.).windows(.9)) == 7
-
-@pytest.mark.parametrize('seconds,line', [
-    (30, 'heard 0.0–30.0 s in 3 windows, 0.0 s dropped'), (10, 'heard 0.0–10.0 s in 1 window, 0.0 s dropped'),
-    (10.04, 'heard 0.0–10.0 s in 1 window, 0.04 s dropped'), (.02, 'heard 0.0–0.02 s in 1 window, 0.0 s dropped')])
-def test_report(seconds, line): assert LengthPolicy().coverage(seconds) == line
-
-def test_bad_policies():
-    for bad in (dict(hop=11.), dict(hop=0.), dict(aggregate='median')):
-        with pytest.raises(LogocentricError): LengthPolicy(**bad)
-    with pytest.raises(LogocentricError): LengthPolicy().windows(0)
+        decoded += 1
+    assert decoded > .8*len(paths) and refusals <= {'', '.md', '.txt', '.msgpack', '.json'}
 
 def test_padding_is_silence_and_masked():
-    pictures, masks = LengthPolicy().batch([torch.zeros(1001, 80), torch.zeros(5, 80)])
-    assert pictures.shape == (2, 1008, 80) and masks.sum(1).tolist() == [1001, 5]
-    assert torch.all(pictures[~masks] == FrontendConfig().silence) and torch.all(pictures[masks] == 0)
+    logmels, masks = LengthPolicy().batch([torch.zeros(1001, 80), torch.zeros(5, 80)])
+    assert logmels.shape == (2, 1008, 80) and masks.sum(1).tolist() == [1001, 5]
+    assert torch.all(logmels[~masks] == FrontendConfig().silence) and torch.all(logmels[masks] == 0)
 
 def test_combine_weights_by_length():
     policy = LengthPolicy()
     embeddings = torch.randn(3, 4, 5)
     expected = (10*embeddings[0] + 10*embeddings[1] + 4*embeddings[2])/24
     torch.testing.assert_close(policy.combine(embeddings, policy.windows(24)), expected)
-
-@pytest.mark.parametrize('policy', [LengthPolicy(window=2., hop=2.), LengthPolicy(window=2., hop=.5, min_seconds=0.)])
-def test_listen_hears_what_load_audio_hears(tmp_path, policy):
-    path = write(tmp_path/'a.mp3', music(7.3, 44_100), 44_100, 'MPEG_LAYER_III')
-    whole, found = load_audio(path), list(listen(path, policy))
-    assert [w for w, _ in found] == policy.windows(audio_info(path).duration)
-    for window, wave in found: np.testing.assert_array_equal(wave, whole[round(window.start*RATE):round(window.stop*RATE)])
-
-
-@pytest.mark.parametrize('kind', [np.int16, np.int32, np.int8])
-def test_integers_are_scaled_as_files_hold_them(kind):
-    wave = np.random.default_rng(0).uniform(-.9, .9, 1600)
-    whole = (wave*-float(np.iinfo(kind).min)).astype(kind)
-    assert np.abs(as_audio(whole, 16_000) - wave).max() < 2/-float(np.iinfo(kind).min) + 1e-6
-
-
-def test_bytes_are_scaled_as_files_hold_them():
-    assert np.allclose(as_audio(np.array([0, 64, 128, 192, 255], np.uint8), 16_000), [-1, -.5, 0, .5, 127/128])

@@ -7,11 +7,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from logocentric.core import LogocentricError
 from logocentric.metrics import (Score, accuracy, bootstrap_interval, bootstrap_score, chance_level, confusion, holm,
-                                 macro_f1, majority_level, mcnemar, pairwise, plot_confusion, rank, score, tagging,
+                                 macro_f1, majority_level, mcnemar, pairwise, plot_confusion, rank, score,
                                  wilson_interval)
 from logocentric.calibration import (calibration_bins, calibration_error, calibration_score, distance_score,
                                      plot_reliability)
-from logocentric.multilabel import d_prime, mean_auc, mean_average_precision
+from logocentric.multilabel import d_prime, mean_auc, mean_average_precision, score_tagging
 
 LABELS = np.array('blues classical country disco hip-hop jazz metal pop reggae rock'.split())
 
@@ -106,7 +106,8 @@ def test_confusion(answers):
 def test_plot_confusion_rows_without_clips_are_zero():
     import matplotlib; matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    ax = plot_confusion(plt.figure().gca(), confusion(['a', 'a'], ['a', 'b'], ['a', 'b', 'c']), ['a', 'b', 'c'], 'title')
+    matrix = confusion(['a', 'a'], ['a', 'b'], ['a', 'b', 'c'])
+    ax = plot_confusion(plt.figure().gca(), matrix, ['a', 'b', 'c'], 'title')
     assert [t.get_text() for t in ax.texts] == ['0.50', '0.50', '0.00'] + ['0.00']*6
     assert ax.get_title() == 'title'
     plt.close('all')
@@ -159,7 +160,8 @@ def test_pairwise_and_ranks_that_are_not_transitive():
     assert tests.p_holm.to_dict() == pytest.approx({('c', 'a'): 6/2**10, ('a', 'b'): 4/2**6, ('c', 'b'): 2/2**4})
     table = rank(y, systems)  # a is better than c; b is level with both
     assert table.index.tolist() == ['a', 'b', 'c'] and table['rank'].tolist() == ['1–2', '1–3', '2–3']
-    assert table.better_than.tolist() == ['c', '', ''] and table.loc['b', ['accuracy', 'low', 'high']].tolist() == [.54, *wilson_interval(54, 100)]
+    assert table.better_than.tolist() == ['c', '', '']
+    assert table.loc['b', ['accuracy', 'low', 'high']].tolist() == [.54, *wilson_interval(54, 100)]
     assert rank(y, systems, level=.9)['rank'].tolist() == ['1', '2–3', '2–3']  # 4/64 < .1
 
 
@@ -174,7 +176,8 @@ def test_calibration_error_by_hand():
     y, p = list('aaaabbbb'), list('aaazbzzz')              # three of four right, then one of four
     confidence = [.7]*4 + [.4]*4
     bins = calibration_bins(y, p, confidence, n_bins=2)
-    assert bins[['n', 'confidence', 'accuracy']].to_numpy().tolist() == [[4, pytest.approx(.4), .25], [4, pytest.approx(.7), .75]]
+    found = bins[['n', 'confidence', 'accuracy']].to_numpy().tolist()
+    assert found == [[4, pytest.approx(.4), .25], [4, pytest.approx(.7), .75]]
     assert bins.loc[0, ['low', 'high']].tolist() == pytest.approx(wilson_interval(1, 4))
     assert calibration_error(y, p, confidence, n_bins=2) == pytest.approx((.15 + .05)/2)
     assert calibration_error(y, p, [.5]*8) == pytest.approx(0)  # equal confidences stay in one bin
@@ -186,8 +189,10 @@ def test_calibration_bins_against_sklearn():
     confidence, right = rng.random(333).round(2), rng.random(333) < .5  # with ties
     bins = calibration_bins(np.ones(333), right, confidence, 7)
     fraction, mean = calibration_curve(right, confidence, n_bins=7, strategy='quantile')
-    assert bins.accuracy.to_numpy() == pytest.approx(fraction) and bins.confidence.to_numpy() == pytest.approx(mean) and bins.n.sum() == 333
-    assert calibration_error(np.ones(333), right, confidence, 7) == pytest.approx((bins.n*abs(fraction - mean)).sum()/333)
+    assert bins.accuracy.to_numpy() == pytest.approx(fraction) and bins.n.sum() == 333
+    assert bins.confidence.to_numpy() == pytest.approx(mean)
+    error = calibration_error(np.ones(333), right, confidence, 7)
+    assert error == pytest.approx((bins.n*abs(fraction - mean)).sum()/333)
 
 
 def test_calibration_score_knows_luck():
@@ -212,7 +217,8 @@ def test_distance_score_begins_at_zero_only_within_luck():
 def test_plot_reliability_draws_a_point_a_bin():
     import matplotlib; matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    ax = plot_reliability(plt.figure().gca(), list('aaaabbbb'), list('aaazbzzz'), [.7]*4 + [.4]*4, n_bins=2, title='title')
+    answers = list('aaaabbbb'), list('aaazbzzz'), [.7]*4 + [.4]*4
+    ax = plot_reliability(plt.figure().gca(), *answers, n_bins=2, title='title')
     points = ax.lines[1].get_xydata()
     assert points.tolist() == [[pytest.approx(.4), .25], [pytest.approx(.7), .75]] and ax.get_title() == 'title'
     plt.close('all')
@@ -221,15 +227,17 @@ def test_plot_reliability_draws_a_point_a_bin():
 def test_tagging_by_hand_and_against_sklearn():
     y = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
     scores = np.array([[.9, .8, .1], [.8, .7, .2], [.7, .1, .3], [.1, .2, .4]])
-    found = tagging(y, scores, ['dog', 'guitar', 'harp'], n=50)
-    assert found.table.average_precision.tolist()[:2] == pytest.approx([1/2 + 1/2*2/3, 1/2]) and np.isnan(found.table.average_precision['harp'])
+    found = score_tagging(y, scores, ['dog', 'guitar', 'harp'], n=50)
+    precision = found.table.average_precision
+    assert precision.tolist()[:2] == pytest.approx([1/2 + 1/2*2/3, 1/2]) and np.isnan(precision['harp'])
     assert found.table.positives.tolist() == [2, 1, 0] and found.table.chance.tolist() == [.5, .25, 0]
     assert found.score.value == pytest.approx((5/6 + 1/2)/2) and found.left_out == ['harp']
     assert repr(found).startswith('mAP 0.667') and repr(found).endswith('(N=4) over 2 of 3 labels; no clip has harp')
     rng = np.random.default_rng(0)
     y, scores = rng.integers(0, 2, (60, 5)), rng.random((60, 5))
-    found = tagging(y, scores, list('abcde'), n=50)
-    assert found.score.value == pytest.approx(average_precision_score(y, scores)) and found.score.low < found.score.value < found.score.high
+    found = score_tagging(y, scores, list('abcde'), n=50)
+    assert found.score.value == pytest.approx(average_precision_score(y, scores))
+    assert found.score.low < found.score.value < found.score.high
     assert repr(found).endswith('over 5 of 5 labels')
 
 
@@ -238,27 +246,33 @@ def test_labels_have_intervals_from_the_same_resamples_as_their_mean():
     y = rng.random((120, 4)) < [.5, .2, .02, 0]
     y[0, 2] = True
     scores = rng.random((120, 4)) + .4*y
-    found = tagging(y, scores, list('abcd'), n=80, seed=3)
+    found = score_tagging(y, scores, list('abcd'), n=80, seed=3)
     mean = bootstrap_interval(np.arange(120), lambda rows: mean_average_precision(y[rows], scores[rows]), n=80, seed=3)
-    alone = bootstrap_interval(np.arange(120), lambda rows: average_precision_score(y[rows, 0], scores[rows, 0]), n=80, seed=3)
-    assert (found.score.low, found.score.high) == pytest.approx(mean) and tuple(found.table.loc['a', ['low', 'high']]) == pytest.approx(alone)
+    first_label = lambda rows: average_precision_score(y[rows, 0], scores[rows, 0])
+    alone = bootstrap_interval(np.arange(120), first_label, n=80, seed=3)
+    assert (found.score.low, found.score.high) == pytest.approx(mean)
+    assert tuple(found.table.loc['a', ['low', 'high']]) == pytest.approx(alone)
     assert found.table.loc[['a', 'b'], 'high'].gt(found.table.loc[['a', 'b'], 'low']).all()
-    assert np.isfinite(found.table.loc['c', ['low', 'high']].astype(float)).all(), 'resamples without a clip of it are left out'
+    rare = found.table.loc['c', ['low', 'high']].astype(float)
+    assert np.isfinite(rare).all(), 'resamples without a clip of it are left out'
     assert found.table.loc['d', ['average_precision', 'low', 'high']].isna().all()
 
 
 def test_auc_and_d_prime_by_hand_and_against_sklearn():
-    y, scores = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 1, 1]]), np.array([[.9, .8, 1], [.8, .7, 1], [.7, .1, 1], [.1, .2, 1]])
+    y = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 1, 1]])
+    scores = np.array([[.9, .8, 1], [.8, .7, 1], [.7, .1, 1], [.1, .2, 1]])
     assert mean_auc(y, scores) == pytest.approx((3/4 + 1/3)/2), 'a label that all clips have has no pairs'
     assert mean_auc(np.ones((3, 1)), np.ones((3, 1))) == .5
     assert d_prime(.5) == 0 and d_prime(.9) == pytest.approx(1.8124, abs=1e-4) and d_prime(.1) == -d_prime(.9)
     rng = np.random.default_rng(1)
     y, scores = rng.integers(0, 2, (80, 4)), rng.random((80, 4)).round(1)  # with ties
     assert mean_auc(y, scores) == pytest.approx(roc_auc_score(y, scores))
-    assert mean_average_precision(y, scores) == pytest.approx(average_precision_score(y, scores)) and mean_average_precision(0*y, scores) == 0
+    assert mean_average_precision(y, scores) == pytest.approx(average_precision_score(y, scores))
+    assert mean_average_precision(0*y, scores) == 0
 
 
 def test_tagging_refuses_what_has_no_answer():
-    with pytest.raises(LogocentricError, match='do not agree'): tagging(np.ones((4, 2)), np.ones((4, 3)), ['a', 'b', 'c'])
-    with pytest.raises(LogocentricError, match='do not agree'): tagging(np.ones((4, 2)), np.ones((4, 2)), ['a'])
-    with pytest.raises(LogocentricError, match='no clip has any label'): tagging(np.zeros((4, 1)), np.ones((4, 1)), ['a'])
+    refuses = lambda match: pytest.raises(LogocentricError, match=match)
+    with refuses('do not agree'): score_tagging(np.ones((4, 2)), np.ones((4, 3)), ['a', 'b', 'c'])
+    with refuses('do not agree'): score_tagging(np.ones((4, 2)), np.ones((4, 2)), ['a'])
+    with refuses('no clip has any label'): score_tagging(np.zeros((4, 1)), np.ones((4, 1)), ['a'])

@@ -28,9 +28,11 @@ class Clips:
 
 set_seed(0)
 model = MAEModel(MAEConfig.preset('tiny'))
-config = TrainConfig(steps=40, batch_size=8, accumulation=2, eval_every=7, checkpoint_every=5, mixed_precision=precision)
+config = TrainConfig(steps=40, batch_size=8, accumulation=2, eval_every=7, checkpoint_every=5,
+                     mixed_precision=precision)
 history = train(model, Clips(), config, Clips(), folder=folder)
-torch.save(dict(weights=model.state_dict(), losses=history.frame[['step', 'loss', 'valid_loss']].to_numpy()), folder + '/final.pt')
+losses = history.frame[['step', 'loss', 'valid_loss']].to_numpy()
+torch.save(dict(weights=model.state_dict(), losses=losses), folder + '/final.pt')
 '''
 
 def start(folder, pause, precision):
@@ -96,7 +98,8 @@ def test_model_comes_back_as_it_was(precision):
     model, before = Line(), torch.get_rng_state()
     train(model, Vectors(), TrainConfig(steps=2, batch_size=4, mixed_precision=precision), loss_fn=loss)
     assert torch.equal(before, torch.get_rng_state()) and 'forward' not in vars(model) and not model.training
-    assert model(torch.randn(2, 3))['loss'].dtype == torch.float32 and model.layer(torch.randn(2, 3)).dtype == torch.float32
+    assert model(torch.randn(2, 3))['loss'].dtype == torch.float32
+    assert model.layer(torch.randn(2, 3)).dtype == torch.float32
 
 def test_best_weights_and_patience(tmp_path):
     model, valid = Line(), Vectors(8)
@@ -143,23 +146,28 @@ def test_every_run_has_its_own_precision():
         def __len__(self): return 4
         def batch(self, indices, rng): return dict(x=torch.ones(len(indices), 2))
     model, seen = Seen(2, 2), []
-    for precision in ('bf16', 'bf16', 'no'): train(model, Data(), TrainConfig(steps=1, batch_size=2, mixed_precision=precision), progress=False)
+    for precision in ('bf16', 'bf16', 'no'):
+        train(model, Data(), TrainConfig(steps=1, batch_size=2, mixed_precision=precision), progress=False)
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
 def test_the_script_for_a_queue_puts_the_job_back(tmp_path):
     "As printed in the chapter, among programs that pretend to be Slurm: five minutes before the end comes a signal."
-    text = '\n'.join(''.join(c['source']) for c in json.loads((project_root()/'nbs'/'02_training.ipynb').read_text(encoding='utf-8'))['cells'])
+    chapter = json.loads((project_root()/'nbs'/'09_training.ipynb').read_text(encoding='utf-8'))
+    text = '\n'.join(''.join(c['source']) for c in chapter['cells'])
     script, = [b for b in re.findall(r'```bash\n(.*?)```', text, re.S) if '#SBATCH' in b]
     assert script.startswith('#!/bin/bash\n') and 'train.py' in script and '--signal=B:USR1@' in script
-    for name, does in dict(script=script, srun=f'#!/bin/bash\necho "$FIRST $3" > {tmp_path}/started\nexec sleep 60\n',
-                           scontrol=f'#!/bin/bash\n[ "$1" = show ] && printf "first\\nsecond\\n" || echo "$*" > {tmp_path}/asked\n').items():
+    srun = f'#!/bin/bash\necho "$FIRST $3" > {tmp_path}/started\nexec sleep 60\n'
+    scontrol = f'#!/bin/bash\n[ "$1" = show ] && printf "first\\nsecond\\n" || echo "$*" > {tmp_path}/asked\n'
+    for name, does in dict(script=script, srun=srun, scontrol=scontrol).items():
         (tmp_path/name).write_text(does); (tmp_path/name).chmod(0o755)
-    job = subprocess.Popen([tmp_path/'script'], env=os.environ | dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID='17', SLURM_NNODES='2'), start_new_session=True)
+    env = os.environ | dict(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID='17', SLURM_NNODES='2')
+    job = subprocess.Popen([tmp_path/'script'], env=env, start_new_session=True)
     try:
         for _ in range(1000):
             if (tmp_path/'started').exists(): break
             time.sleep(.01)
         job.send_signal(signal.SIGUSR1); job.wait(20)
     finally: os.killpg(job.pid, signal.SIGKILL)
-    assert (tmp_path/'asked').read_text() == 'requeue 17\n' and (tmp_path/'started').read_text().startswith('first')
+    assert (tmp_path/'asked').read_text() == 'requeue 17\n'
+    assert (tmp_path/'started').read_text().startswith('first')
