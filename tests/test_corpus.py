@@ -1,11 +1,17 @@
 """The corpus: true, varied and genre-free descriptions, repeatable sound, resumable builds, and a fixed difficulty."""
 import json, os, re, signal, subprocess, sys, time
 from collections import Counter
+from pathlib import Path
 import numpy as np, pytest
-from logocentric.data.corpus import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, PROGRAMS, STYLES,
-                                     TEMPO_RANGES, allowed_feels, bayes_ceiling, build_corpus, compose_score,
-                                     corpus_clip, describe_clip, difficulty, draw_production, genre_words, loudness,
-                                     make_band, play_track, render, sample_clip, single_cues)
+from logocentric.data import corpus
+from logocentric.data.composition import PROGRAMS, TEMPO_RANGES, compose_score, make_band
+from logocentric.data.corpus import (CORPUS_MODULES, CORPUS_TABLES, build_corpus, corpus_code, draw_production,
+                                     render)
+from logocentric.data.descriptions import describe_clip, genre_words
+from logocentric.data.difficulty import bayes_ceiling, difficulty, single_cues
+from logocentric.data.rendering import loudness, play_track
+from logocentric.data.styles import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, STYLES, allowed_feels,
+                                     corpus_clip, load_table, sample_clip)
 
 @pytest.fixture(scope='module')
 def clips(): return [sample_clip(11, i) for i in range(5000)]
@@ -22,7 +28,7 @@ def test_english(clips):
         assert text[0].islower() and text[-1] not in '.;,' and '  ' not in text and '{' not in text, text
         assert 25 <= len(text.split()) <= 60, text
 
-def test_descriptions_vary_and_tell_the_attributes(clips):
+def test_descriptions_vary_and_state_the_attributes(clips):
     assert len({describe_clip(c) for c in clips}) > 4990
     c = clips[0]
     assert len({describe_clip(c, variant=v) for v in range(8)}) == 8
@@ -53,7 +59,8 @@ def test_shift_shifts():
         assert inside == [True, False]
         for c, side in ((plain, 0), (shifted, 1)):
             lead = compose_score(c).tracks[0]
-            assert lead.name == 'lead' and str(lead.program) in PROGRAMS['lead'][c.attributes['lead']].split('|')[side].split()
+            programs = PROGRAMS['lead'][c.attributes['lead']].split('|')[side].split()
+            assert lead.name == 'lead' and str(lead.program) in programs
         levels = [draw_production(c)[0]['level'] for c in (plain, shifted)]
         assert -25.21 < levels[0] < -16.79 and not -25.19 < levels[1] < -16.81
 
@@ -76,7 +83,9 @@ if __name__ == '__main__': build_corpus(sys.argv[1], 501, seed=16, processes=int
 @pytest.mark.slow
 def test_killed_build_continues_to_the_same_corpus(tmp_path):
     script = tmp_path/'build.py'; script.write_text(BUILD)
-    run = lambda folder, processes: subprocess.Popen([sys.executable, script, tmp_path/folder, str(processes)], env={**os.environ, 'LOGOCENTRIC_QUIET': '1'})
+    def run(folder, processes):
+        command = [sys.executable, script, tmp_path/folder, str(processes)]
+        return subprocess.Popen(command, env={**os.environ, 'LOGOCENTRIC_QUIET': '1'})
     killed = run('killed', 1)
     deadline = time.time() + 120
     while time.time() < deadline and not list((tmp_path/'killed').glob('shards/*.json')): time.sleep(.1)
@@ -94,6 +103,25 @@ def test_shards_do_not_depend_on_processes(tmp_path, monkeypatch):
     np.lib.format.open_memmap(tmp_path/'one'/'features.npy', 'r+')[8:16] = 0
     again = build_corpus(tmp_path/'one', 20, seed=17, processes=1)
     assert np.array_equal(again.features[:], before) and again.specs() == [sample_clip(17, i) for i in range(20)]
+
+def test_a_change_of_a_table_changes_the_key_of_a_corpus(monkeypatch):
+    before = corpus_code()
+    for changed in CORPUS_TABLES:
+        def edited(name): return load_table(name) | (dict(other={}) if name == changed else {})
+        with monkeypatch.context() as m:
+            m.setattr(corpus, 'load_table', edited)
+            assert corpus_code() != before
+    def reordered(name): return dict(reversed(load_table(name).items()))       # an order decides what is drawn
+    monkeypatch.setattr(corpus, 'load_table', reordered)
+    assert corpus_code() != before
+
+def test_the_key_of_a_corpus_counts_every_chapter_and_table():
+    folder = Path(corpus.__file__).parent
+    sources = [(folder/f'{name[5:]}.py').read_text() for name in CORPUS_MODULES if name.startswith('data.')]
+    used = {f'data.{m}' for source in sources for m in re.findall(r'^from \.(\w+) import', source, re.M)}
+    assert used - {'data.clipset'} <= set(CORPUS_MODULES)
+    tables = {t for p in folder.glob('*.py') for t in re.findall(r"load_table\('(\w+\.toml)'\)", p.read_text())}
+    assert tables - {'mixtures.toml'} == set(CORPUS_TABLES)
 
 def test_ceilings_and_single_cues():
     for labels, seed, floor in (('gtzan', 18, .95), ('fma', 19, .85)):

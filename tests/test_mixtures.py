@@ -7,9 +7,10 @@ import numpy as np, pytest, torch
 from symusic.core import NoteSecondList, ScoreSecond, TrackSecond
 from logocentric.data import mixtures
 from logocentric.core import LogocentricError, shared_path
-from logocentric.data.corpus import (CLIP_SECONDS, build_corpus, compose_score, loudness, play_track, sample_clip,
-                                     synthesizer)
-from logocentric.data.corpus import LABELS as GENRES
+from logocentric.data.composition import compose_score
+from logocentric.data.corpus import build_corpus
+from logocentric.data.rendering import CLIP_SECONDS, loudness, play_track, synthesizer
+from logocentric.data.styles import LABELS as GENRES, sample_clip
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.data.mixtures import (MAX_LABELS, SOURCE_COUNTS, SOUND_SOURCES, VOCABULARY, SOURCE_WEIGHTS, Mixtures,
                                        build_mixtures, draw_mixture, mixture_labels, mixture_row, piece_labels,
@@ -31,7 +32,8 @@ def audioset():
 # --- names
 
 def test_every_name_is_audiosets_and_in_its_order(audioset):
-    with (audioset/'class_labels_indices.csv').open(encoding='utf-8', newline='') as f: names = [r['display_name'] for r in csv.DictReader(f)]
+    with (audioset/'class_labels_indices.csv').open(encoding='utf-8', newline='') as f:
+        names = [r['display_name'] for r in csv.DictReader(f)]
     assert VOCABULARY == [n for n in names if n in set(VOCABULARY)] and len(VOCABULARY) == len(set(VOCABULARY)) >= 60
 
 def test_second_names_are_ancestors(audioset):
@@ -45,10 +47,13 @@ def test_second_names_are_ancestors(audioset):
 
 def test_vocabulary_is_what_the_sources_are_called():
     assert set(VOCABULARY) == {label for s in SOUND_SOURCES.values() for label in s.labels}
-    assert all(name == s.name and 1 <= len(s.labels) <= 3 and len(set(s.labels)) == len(s.labels) for name, s in SOUND_SOURCES.items())
-    assert {'Chirp, tweet', 'Waves, surf', 'Thump, thud', 'Telephone bell ringing', 'Gunshot, gunfire', 'Baby cry, infant cry'} <= set(VOCABULARY)
+    for name, s in SOUND_SOURCES.items():
+        assert name == s.name and 1 <= len(s.labels) <= 3 and len(set(s.labels)) == len(s.labels)
+    assert {'Chirp, tweet', 'Waves, surf', 'Thump, thud', 'Telephone bell ringing', 'Gunshot, gunfire',
+            'Baby cry, infant cry'} <= set(VOCABULARY)
     assert {'Drum', 'Drum kit', 'Drum roll', 'Drum machine', 'Cat', 'Cattle, bovinae'} <= set(VOCABULARY)
-    assert VOCABULARY is not GENRES and set(SOURCE_WEIGHTS) == set(SOUND_SOURCES) and np.isclose(sum(SOURCE_WEIGHTS.values()), 1)
+    assert VOCABULARY is not GENRES
+    assert set(SOURCE_WEIGHTS) == set(SOUND_SOURCES) and np.isclose(sum(SOURCE_WEIGHTS.values()), 1)
 
 # --- sources
 
@@ -57,36 +62,43 @@ def test_every_source_sounds(name):
     player = synthesizer()
     for k in range(4):
         wave = SOUND_SOURCES[name].make(rng(100 + k), player)
-        assert wave.shape == (160_000,) and wave.dtype == np.float32 and np.isfinite(wave).all() and loudness(wave) > 3e-4, (name, k)
+        assert wave.shape == (160_000,) and wave.dtype == np.float32, (name, k)
+        assert np.isfinite(wave).all() and loudness(wave) > 3e-4, (name, k)
 
 def test_a_melody_has_a_note():
     for k in range(3000): assert mixtures._melody(rng(k), list(range(24)), .6)
 
 def test_phrases_stay_within_the_clip():
     for k in range(100):
-        for way in mixtures.PHRASES.values(): assert all(0 <= t <= 2*CLIP_SECONDS and length > 0 for t, length, _ in way(rng(k), list(range(50, 65)), .3))
+        for phrase in mixtures.PHRASES.values():
+            notes = phrase(rng(k), list(range(50, 65)), .3)
+            assert all(0 <= t <= 2*CLIP_SECONDS and length > 0 for t, length, _ in notes)
         notes = mixtures._track(0, [(9.8, 3., 60), (9.99, 1., 62), (1., .5, 64)], rng(k)).notes
         assert len(notes) == 2 and max(n.start + n.duration for n in notes) <= CLIP_SECONDS + .01
 
 def test_a_passage_has_edges_and_a_middle():
     lengths = []
     for k in range(200):
-        heard = mixtures._passage(rng(k), np.ones(160_000, np.float32))
-        at = np.flatnonzero(heard)
-        assert len(at) == np.ptp(at) + 1 and heard.max() == 1 and np.abs(np.diff(heard)).max() < .001
+        passage = mixtures._passage(rng(k), np.ones(160_000, np.float32))
+        at = np.flatnonzero(passage)
+        assert len(at) == np.ptp(at) + 1 and passage.max() == 1 and np.abs(np.diff(passage)).max() < .001
         lengths.append(len(at)/16_000)
     assert min(lengths) > 3.9 and max(lengths) <= 10 and np.ptp(lengths) > 4
 
-@pytest.mark.parametrize('program, labels', [(0, ['Piano']), (24, ['Acoustic guitar', 'Guitar']), (110, ['Violin, fiddle']), (38, ['Synthesizer']), (41, []), (47, ['Timpani'])])
+@pytest.mark.parametrize('program, labels', [(0, ['Piano']), (24, ['Acoustic guitar', 'Guitar']),
+                                             (110, ['Violin, fiddle']), (38, ['Synthesizer']), (41, []),
+                                             (47, ['Timpani'])])
 def test_a_piece_is_called_by_its_programs(program, labels):
     score = ScoreSecond(480); score.tracks.append(TrackSecond(name='lead', program=program))
     assert piece_labels(score) == ['Music', *labels]
 
-@pytest.mark.parametrize('kit, keys, labels', [(0, (36, 38, 42), ['Drum kit']), (0, (62, 64, 70), ['Drum', 'Maraca']), (25, (36, 42), ['Drum machine', 'Drum kit'])])
+@pytest.mark.parametrize('kit, keys, labels', [(0, (36, 38, 42), ['Drum kit']), (0, (62, 64, 70), ['Drum', 'Maraca']),
+                                               (25, (36, 42), ['Drum machine', 'Drum kit'])])
 def test_drums_of_a_piece_are_called_by_kit_and_keys(kit, keys, labels):
     score, track = ScoreSecond(480), TrackSecond(name='drums', program=kit, is_drum=True)
     n = len(keys)
-    track.notes = NoteSecondList.from_numpy(np.arange(n, dtype=np.float32), np.ones(n, np.float32), np.array(keys, np.int8), np.full(n, 90, np.int8))
+    track.notes = NoteSecondList.from_numpy(np.arange(n, dtype=np.float32), np.ones(n, np.float32),
+                                            np.array(keys, np.int8), np.full(n, 90, np.int8))
     score.tracks.append(track)
     assert piece_labels(score) == ['Music', *labels]
 
@@ -116,16 +128,20 @@ def test_labels_have_a_long_tail(tags):
     share = np.array([often[v] for v in VOCABULARY])/len(tags)
     assert VOCABULARY[share.argmax()] == 'Speech' and .13 < share.max() < .2 and often.most_common(2)[1][0] == 'Music'
     assert .006 < share.min() < .015 and np.median(share) < .03
-    for half in (tags[:1500], tags[1500:]): assert min(Counter(label for t in half for label in t).get(v, 0) for v in VOCABULARY) >= 8
+    for half in (tags[:1500], tags[1500:]):
+        counts = Counter(label for t in half for label in t)
+        assert min(counts[v] for v in VOCABULARY) >= 8
 
 def test_sources_have_their_levels(specs):
     for spec in specs[:25]:
-        for level, part in zip(spec.levels, source_waves(spec)): assert abs(20*np.log10(loudness(part)/.1) - level) < .01
+        for level, part in zip(spec.levels, source_waves(spec)):
+            assert abs(20*np.log10(loudness(part)/.1) - level) < .01
 
 def test_render(specs):
     for spec in specs[:40]:
         wave = render_mixture(spec)
-        assert wave.shape == (160_000,) and wave.dtype == np.float32 and np.isfinite(wave).all() and np.abs(wave).max() <= 1 and wave.std() > 1e-4
+        assert wave.shape == (160_000,) and wave.dtype == np.float32
+        assert np.isfinite(wave).all() and np.abs(wave).max() <= 1 and wave.std() > 1e-4
 
 def test_a_source_is_heard_in_its_mixture(specs):
     clean = dict(tilt=0, low_pass=0, high_pass=0, wet=0, floor=-100, codec=False, level=-3)
@@ -156,14 +172,17 @@ def test_row(specs):
 
 @pytest.fixture
 def small(monkeypatch):
-    for module in ('corpus', 'mixtures'): monkeypatch.setattr(f'logocentric.{module}.SHARD', 4)
+    for module in ('corpus', 'mixtures'): monkeypatch.setattr(f'logocentric.data.{module}.SHARD', 4)
 
 def test_a_corpus_holds_its_clips(tmp_path, small):
     corpus = build_mixtures(tmp_path, 6, seed=53, processes=1)
     assert len(corpus) == 6 and corpus.features.shape == (6, 1001, 80) and corpus.features.dtype == np.float16
-    assert list(corpus.table) == ['id', 'labels', 'sources', 'levels', 'seed', 'index'] and 'Mixtures(6 clips' in repr(corpus)
+    assert list(corpus.table) == ['id', 'labels', 'sources', 'levels', 'seed', 'index']
+    assert 'Mixtures(6 clips' in repr(corpus)
     assert corpus.specs() == [draw_mixture(53, i) for i in range(6)]
-    for i in (0, 5): assert torch.allclose(corpus.logmel(i), LogMel(FrontendConfig())(torch.from_numpy(render_mixture(draw_mixture(53, i)))), atol=.02)
+    mel = LogMel(FrontendConfig())
+    for i in (0, 5):
+        assert torch.allclose(corpus.logmel(i), mel(torch.from_numpy(render_mixture(draw_mixture(53, i)))), atol=.02)
 
 def test_targets(tmp_path):
     corpus = build_mixtures(tmp_path, 5, seed=54, processes=1)
@@ -175,12 +194,13 @@ def test_targets(tmp_path):
     with pytest.raises(LogocentricError, match='Unicorn'): corpus.targets(['Speech', 'Unicorn'])
 
 def test_a_build_continues_to_the_same_corpus(tmp_path, small):
-    before = build_mixtures(tmp_path, 10, seed=55, processes=1).features[:].copy(); rows = (tmp_path/'clips.jsonl').read_bytes()
+    def build(): return build_mixtures(tmp_path, 10, seed=55, processes=1)
+    before, rows = build().features[:].copy(), (tmp_path/'clips.jsonl').read_bytes()
     (tmp_path/'clips.jsonl').unlink(); (tmp_path/'shards'/'00001.json').unlink()
     with pytest.raises(LogocentricError): Mixtures(tmp_path)
     np.lib.format.open_memmap(tmp_path/'features.npy', 'r+')[4:8] = 0
     untouched = (tmp_path/'shards'/'00000.json').stat().st_mtime_ns
-    assert np.array_equal(build_mixtures(tmp_path, 10, seed=55, processes=1).features, before) and (tmp_path/'clips.jsonl').read_bytes() == rows
+    assert np.array_equal(build().features, before) and (tmp_path/'clips.jsonl').read_bytes() == rows
     assert (tmp_path/'shards'/'00000.json').stat().st_mtime_ns == untouched
 
 def test_another_process_makes_the_same_clips(tmp_path):
@@ -193,6 +213,8 @@ def test_another_process_makes_the_same_clips(tmp_path):
 def test_other_settings_are_refused(tmp_path):
     build_mixtures(tmp_path, 2, seed=57, processes=1)
     for other in (dict(seed=58), dict(n=3), dict(config=FrontendConfig(n_mels=64))):
-        with pytest.raises(LogocentricError, match='other settings'): build_mixtures(tmp_path, **dict(n=2, seed=57) | other)
+        with pytest.raises(LogocentricError, match='other settings'):
+            build_mixtures(tmp_path, **dict(n=2, seed=57) | other)
     with pytest.raises(LogocentricError, match='other settings'): build_corpus(tmp_path, 2, 57)
-    with pytest.raises(LogocentricError, match='sample_rate'): build_mixtures(tmp_path/'new', 2, 57, config=FrontendConfig(sample_rate=22_050))
+    with pytest.raises(LogocentricError, match='sample_rate'):
+        build_mixtures(tmp_path/'new', 2, 57, config=FrontendConfig(sample_rate=22_050))
