@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MAGIC_BYTES', 'is_arrow_folder', 'TableRows', 'read_arrow_folder']
 
-# %% ../../nbs/32_arrow_folders.ipynb #312ca4b6
+# %% ../../nbs/32_arrow_folders.ipynb #e26acc0a
 import hashlib, os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator, NamedTuple
+from fastcore.basics import patch
 from ..core import atomic_write, cache_path, config_hash
 from .lists import (AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_stem, decode_text, existing_file,
                                     existing_folder, find_column, first_few, folder_contents, parse_json)
@@ -23,12 +24,13 @@ def _arrow_json(folder: Path, name: str) -> dict:
     path = existing_file(folder/name, '. Was the folder copied whole?')
     return parse_json(decode_text(path), f'{folder.name}/{name}')
 
-# %% ../../nbs/32_arrow_folders.ipynb #9b1a403b
+# %% ../../nbs/32_arrow_folders.ipynb #f5a222dc
 def _arrow_splits(folder: Path) -> dict[str, Path]:
-    "The folder of each split; without splits the folder itself, under an empty name."
-    if not (folder/'dataset_dict.json').is_file(): return {'': folder}
-    if splits := _arrow_json(folder, 'dataset_dict.json').get('splits'): return {s: folder/s for s in splits}
-    raise DataError(f'dataset_dict.json of {folder.name} names no split')
+    "The folder of each split; without splits the folder itself."
+    name = 'dataset_dict.json'
+    if not (folder/name).is_file(): return {'': folder}
+    if splits := _arrow_json(folder, name).get('splits'): return {s: folder/s for s in splits}
+    raise DataError(f'{name} of {folder.name} names no split')
 
 # %% ../../nbs/32_arrow_folders.ipynb #4ec6de57
 def _is_complete(path: Path) -> bool:
@@ -37,27 +39,28 @@ def _is_complete(path: Path) -> bool:
         f.seek(max(0, path.stat().st_size - 4))
         return f.read() == bytes(4)
 
-# %% ../../nbs/32_arrow_folders.ipynb #2915a31d
-def _require_arrow_files(paths: list[Path], part: Path) -> None:
+# %% ../../nbs/32_arrow_folders.ipynb #9c32ce71
+def _require_whole(paths: list[Path], part: Path) -> None:
+    "Refuse a folder that lacks a file, or the end of one."
     if gone := [p.name for p in paths if not p.is_file()]:
         there = folder_contents(part)
         raise DataError(f'{first_few(gone)} of {len(paths)} Arrow files are not in {part.name}: {there}')
+    if cut := [p.name for p in paths if not _is_complete(p)]:
+        raise DataError(f'{first_few(cut)} in {part.name} was cut short: get it again')
 
 # %% ../../nbs/32_arrow_folders.ipynb #cac643f1
 def _arrow_files(part: Path) -> list[Path]:
     "The Arrow files of a split, in order."
     paths = [part/f['filename'] for f in _arrow_json(part, 'state.json').get('_data_files', ())]
-    _require_arrow_files(paths, part)
-    if cut := [p.name for p in paths if not _is_complete(p)]:
-        raise DataError(f'{first_few(cut)} in {part.name} was cut short: get it again')
+    _require_whole(paths, part)
     return paths
 
-# %% ../../nbs/32_arrow_folders.ipynb #89079772
+# %% ../../nbs/32_arrow_folders.ipynb #ec7c216a
 def _arrow_batches(path: Path) -> Iterator:
-    "The record batches of an Arrow file."
+    "The batches of an Arrow file."
     import pyarrow as pa
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches: yield from batches
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches: yield from batches
     except (pa.ArrowInvalid, OSError) as e:
         raise DataError(f'{path.parent.name}/{path.name} is damaged ({e}): get it again')
 
@@ -114,8 +117,11 @@ class _ArrowSound(NamedTuple):
     inside: bool      # whether bytes were inside
     file: str | None  # where the sound is
 
-    @property
-    def stem(self) -> str: return audio_stem(Path(self.path).name)
+# %% ../../nbs/32_arrow_folders.ipynb #cdbdb275
+@patch(as_prop=True)
+def stem(self: _ArrowSound) -> str:
+    "The name of the sound, without suffix."
+    return audio_stem(Path(self.path).name)
 
 # %% ../../nbs/32_arrow_folders.ipynb #ff438f22
 def _arrow_id(s: _ArrowSound, shared: bool) -> dict: # whether other sounds have the name
@@ -159,12 +165,15 @@ def _arrow_sound(row: dict, split: str, sound, start: Path, cache: Path) -> _Arr
     else: file = os.path.abspath(start/path) if path else None
     return _ArrowSound(row, split, path, bool(raw), file)
 
-# %% ../../nbs/32_arrow_folders.ipynb #d79317c2
+# %% ../../nbs/32_arrow_folders.ipynb #3801d6a2
+def _with_class_words(row: dict, classes: dict[str, list[str]]) -> dict: # names by column
+    return {c: _class_words(v, classes[c]) if c in classes else v for c, v in row.items()}
+
+# %% ../../nbs/32_arrow_folders.ipynb #91f92fc0
 def _other_columns(batch, columns: _ArrowColumns) -> list[dict]:
     "The rows of a batch without their sounds, classes as words."
-    rows = batch.select([c for c in batch.schema.names if c != columns.audio]).to_pylist() or [{}]*len(batch)
-    names = columns.classes
-    return [{c: _class_words(v, names[c]) if c in names else v for c, v in row.items()} for row in rows]
+    names = [c for c in batch.schema.names if c != columns.audio]
+    return [_with_class_words(row, columns.classes) for row in batch.select(names).to_pylist() or [{}]*len(batch)]
 
 # %% ../../nbs/32_arrow_folders.ipynb #548b4294
 def _arrow_sounds(part: Path, split: str, columns: _ArrowColumns, start: Path, cache: Path) -> Iterator:

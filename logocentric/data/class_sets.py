@@ -117,13 +117,11 @@ def find(self: DatasetInfo, folder: str | Path) -> Path:
     raise WrongFolder(f'{folder.name} is no folder of {self.title}. Expected:\n{self.tree}\n'
                       f'but {folder_contents(folder)}')
 
-# %% ../../nbs/34_class_sets.ipynb #ed4ec8bb
+# %% ../../nbs/34_class_sets.ipynb #f17b80e8
 def _check_options(info: DatasetInfo, options: dict) -> None:
-    "Refuse an option that a set does not have."
-    known = list(inspect.signature(info.list_clips).parameters)[1:]
+    known = ['split', 'skip', *list(inspect.signature(info.list_clips).parameters)[1:]]
     if unknown := [o for o in options if o not in known]:
-        there = ', '.join(['split', 'skip', *known])
-        raise DataError(f"{info.name} has no option {', '.join(unknown)}: there are {there}")
+        raise DataError(f"{info.name} has no option {', '.join(unknown)}: there are {', '.join(known)}")
 
 # %% ../../nbs/34_class_sets.ipynb #c1a84945
 @patch
@@ -196,10 +194,9 @@ def _esc50_rows(path: Path) -> list[dict]:
     "The rows of the list; a target is one category."
     rows = read_rows(path, ['filename', 'fold', 'target', 'category', 'esc10'])
     classes = {r['target']: r['category'] for r in rows}
-    if odd := {r['category'] for r in rows if classes[r['target']] != r['category']}:
-        raise DataError(f'esc50.csv: {first_few(sorted(odd))} share a target with another category: '
-                        'the list was edited')
-    return rows
+    odd = {r['category'] for r in rows if classes[r['target']] != r['category']}
+    if not odd: return rows
+    raise DataError(f'{path.name}: {first_few(sorted(odd))} share a target with another category: the list was edited')
 
 # %% ../../nbs/34_class_sets.ipynb #4ca21b69
 def list_esc50(folder: Path,          # that holds `meta` and `audio`

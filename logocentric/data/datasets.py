@@ -18,13 +18,12 @@ from .lists import (DataError, audio_stem, existing_folder, first_few, folder_co
 from .manifests import ListedClips, Manifest
 from .tag_sets import TAG_SETS
 
-# %% ../../nbs/36_datasets.ipynb #f7d00903
+# %% ../../nbs/36_datasets.ipynb #63c7111a
 def _python_list(text: str, where: str) -> list[str]: # for the message
-    "The words of a Python list."
     try: found = ast.literal_eval(text)
     except (SyntaxError, ValueError): found = None
     if isinstance(found, list): return [str(x) for x in found]
-    raise DataError(f"{where}: expected a Python list as text, such as \"['calm', 'piano']\", found {text[:40]!r}")
+    raise DataError(f'{where}: expected a Python list as text, such as "[\'calm\']", found {text[:40]!r}')
 
 # %% ../../nbs/36_datasets.ipynb #97bce5cf
 def list_musiccaps(folder: Path) -> ListedClips: # that holds `musiccaps-public.csv`, and the sound anywhere below

@@ -234,12 +234,12 @@ def check_labels(rows: list[dict],              # of a manifest
                         f'{sum(unknown.values()):,} places. Expected e.g. {first_few(vocabulary, 3)}: '
                         'lists and vocabulary are of different versions, or a name was edited')
 
-# %% ../../nbs/31_manifests.ipynb #fd297b04
+# %% ../../nbs/31_manifests.ipynb #72be063d
 def _multi_hot(lists: list[list[str]], vocabulary: list[str]) -> np.ndarray: # (clips, labels)
-    "Lists of labels as rows of a boolean matrix."
+    "Lists of labels as rows of booleans."
     place = {word: j for j, word in enumerate(vocabulary)}
     matrix = np.zeros((len(lists), len(vocabulary)), bool)
-    for i, words in enumerate(lists): matrix[i, [place[w] for w in words]] = True
+    for row, words in zip(matrix, lists): row[[place[w] for w in words]] = True
     return matrix
 
 # %% ../../nbs/31_manifests.ipynb #4e1d9a37
@@ -256,9 +256,9 @@ def targets(self: Manifest) -> tuple[np.ndarray, np.ndarray]: # two boolean arra
 # %% ../../nbs/31_manifests.ipynb #202a52b6
 MANIFEST_HEADER = '# logocentric manifest '
 
-# %% ../../nbs/31_manifests.ipynb #fec058c8
+# %% ../../nbs/31_manifests.ipynb #c8f9d5d3
 def is_parquet(path: str | Path) -> bool:
-    "Whether a file is called a Parquet file; without `pyarrow` that is an error."
+    "Whether a file is a Parquet file, which needs `pyarrow`."
     if Path(path).suffix.lower() != '.parquet': return False
     if find_spec('pyarrow') is not None: return True
     raise DataError('Parquet needs pyarrow, which is not installed: `pip install pyarrow`, or use CSV')
@@ -290,19 +290,21 @@ def save(self: Manifest, path: str | Path) -> Path: # ends in `.csv` or `.parque
             p.write_text(f'{MANIFEST_HEADER}{header}\n{csv}', encoding='utf-8')
     return Path(path)
 
-# %% ../../nbs/31_manifests.ipynb #79773f97
+# %% ../../nbs/31_manifests.ipynb #a066382d
+def _refuse_unsaved(path: Path):
+    raise DataError(f'{path.name} is no saved manifest: read a list of your own with `read_table`')
+
+# %% ../../nbs/31_manifests.ipynb #3b7ba92f
 def _read_saved_parquet(path: Path) -> tuple[dict, pd.DataFrame]:
     frame = pd.read_parquet(path, engine='pyarrow')
-    if 'manifest' not in frame or not len(frame):
-        raise DataError(f'{path.name} is no saved manifest: read it with `read_table`')
+    if 'manifest' not in frame or not len(frame): _refuse_unsaved(path)
     return json.loads(frame['manifest'][0]), frame.drop(columns='manifest').astype(object).where(frame.notna(), '')
 
 # %% ../../nbs/31_manifests.ipynb #39f53e26
 def _read_saved_csv(path: Path) -> tuple[dict, pd.DataFrame]:
     with open(path, encoding='utf-8', newline='') as f:
         first = f.readline()
-        if not first.startswith(MANIFEST_HEADER):
-            raise DataError(f'{path.name} is no saved manifest: read a list of your own with `read_table`')
+        if not first.startswith(MANIFEST_HEADER): _refuse_unsaved(path)
         header = parse_json(first[len(MANIFEST_HEADER):], f'the first line of {path.name}')
         return header, pd.read_csv(f, dtype=str, keep_default_na=False)
 
@@ -312,16 +314,16 @@ def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
     if not path.is_file(): raise DataError(f'no manifest {path.name} in {path.parent.name or "."}')
     return _read_saved_parquet(path) if is_parquet(path) else _read_saved_csv(path)
 
-# %% ../../nbs/31_manifests.ipynb #a1861658
+# %% ../../nbs/31_manifests.ipynb #84112d90
 def _typed(rows: pd.DataFrame) -> pd.DataFrame:
-    "Rows of a saved manifest, each column in its type."
-    lists = {c: [json.loads(v) for v in rows[c]] for c in LIST_COLUMNS if c in rows}
+    "Saved rows, each column in its type."
+    lists = {c: list(map(json.loads, rows[c])) for c in LIST_COLUMNS if c in rows}
     times = dict(start=pd.to_numeric(rows['start']), duration=pd.to_numeric(rows['duration'], errors='coerce'))
     return rows.assign(**lists, **times, missing=[str(v) == 'True' for v in rows['missing']])
 
-# %% ../../nbs/31_manifests.ipynb #bcc536d7
+# %% ../../nbs/31_manifests.ipynb #688c3678
 def _parted(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Kept and skipped rows of a saved manifest, as two tables."
+    "Kept and skipped rows, as two tables."
     out = rows['reason'] != ''
     skipped = rows[out].assign(reason=[r.removeprefix('skipped: ') for r in rows['reason'][out]])
     return manifest_table(rows[~out].drop(columns='reason')), manifest_table(skipped)
@@ -358,10 +360,10 @@ def at(self: Manifest, root: str | Path) -> Manifest: # where the sounds are now
     missing = [audio_stem(p) not in index.paths and not (root/p).is_file() for p in found]
     return replace(self, root=root, table=self.table.assign(path=found, missing=missing))
 
-# %% ../../nbs/31_manifests.ipynb #d0ac2fb7
+# %% ../../nbs/31_manifests.ipynb #274b7937
 class ListedClips(NamedTuple):
     "What the lists of a data set say."
-    rows: list[dict] # fields of a manifest, and where the sound should be
+    rows: list[dict] # of a manifest, and where the sound should be
     vocabulary: list[str] | None = None # every label there is
     expected: dict[str, int] = {} # clips the publisher counts, by split
     notes: dict[str, int] = {} # what was counted on the way

@@ -30,12 +30,11 @@ def _parquet_rows(path: Path) -> list[dict]:
 ROW_READERS = {'.csv': read_rows, '.tsv': partial(read_rows, sep='\t'), '.jsonl': _json_lines,
                '.parquet': _parquet_rows}
 
-# %% ../../nbs/33_tables.ipynb #279a3945
+# %% ../../nbs/33_tables.ipynb #69a0e183
 def _table_rows(path: Path) -> list[dict]:
-    "The rows of a table of any kind."
-    if not path.is_file():
-        raise DataError(f'no table {path.name} in {path.parent.name}: {folder_contents(path.parent)}')
-    if (kind := path.suffix.lower()) in ROW_READERS: return ROW_READERS[kind](path)
+    folder, kind = path.parent, path.suffix.lower()
+    if not path.is_file(): raise DataError(f'no table {path.name} in {folder.name}: {folder_contents(folder)}')
+    if kind in ROW_READERS: return ROW_READERS[kind](path)
     raise DataError(f'{path.name}: a table ends in .csv, .tsv, .jsonl or .parquet')
 
 # %% ../../nbs/33_tables.ipynb #116c56c9
@@ -43,20 +42,18 @@ def _as_text(value) -> str:
     "A value as text; nothing, and what is no number, as none."
     return '' if value is None or isinstance(value, float) and value != value else str(value)
 
-# %% ../../nbs/33_tables.ipynb #892901f1
-def _as_list(value, sep: str): # between labels
-    "Labels from a JSON list as text, or words between separators; other values as they are."
-    if isinstance(value, str):
-        try: return json.loads(value) if value.startswith('["') else value.split(sep)
-        except json.JSONDecodeError: return value.split(sep)
-    return [] if _as_text(value) == '' else value
+# %% ../../nbs/33_tables.ipynb #05b8711b
+def _split_text(value: str, sep: str) -> list: # between labels
+    "Labels from a JSON list as text, or words between separators."
+    try: return json.loads(value) if value.startswith('["') else value.split(sep)
+    except json.JSONDecodeError: return value.split(sep)
 
-# %% ../../nbs/33_tables.ipynb #361277f2
+# %% ../../nbs/33_tables.ipynb #c9889f9a
 def _words(value, sep: str) -> list[str]:
     "Labels, or texts, from a field."
-    found = _as_list(value, sep)
-    found = found if isinstance(found, (list, tuple, np.ndarray)) else [found]
-    return [word for v in found if (word := str(v).strip())]
+    if isinstance(value, str): value = _split_text(value, sep)
+    elif not isinstance(value, (list, tuple, np.ndarray)): value = [_as_text(value)]
+    return [word for v in value if (word := str(v).strip())]
 
 # %% ../../nbs/33_tables.ipynb #8d1c3619
 def _times(row: dict, path: Path, n: int) -> dict: # number of the row
@@ -91,15 +88,15 @@ def _join_texts(rows: list[dict], path: Path) -> list[dict]:
     for n, row in enumerate(rows, 1):
         first = clips.setdefault(row['id'], dict(row, texts=[]))
         if dict(row, texts=[]) != dict(first, texts=[]): _refuse_repeated(row, path, n)
-        first['texts'] += [text for text in row['texts'] if text not in first['texts']]
+        first['texts'] += [t for t in row['texts'] if t not in first['texts']]
     return list(clips.values())
 
-# %% ../../nbs/33_tables.ipynb #47ea8af2
-def _clip_row(said: dict, root: Path, sep: str) -> dict: # what a row says, by role
-    "A row of a table as a row of a manifest."
+# %% ../../nbs/33_tables.ipynb #9513ebcb
+def _clip_row(said: dict, root: Path, sep: str) -> dict: # by role
+    "What a row says, for a manifest."
     places = _paths(str(said['audio']), root)
-    return dict(id=_as_text(said['id']) or places['files'][0], labels=_words(said['labels'], sep),
-                split=_as_text(said['split']), texts=_words(said['text'], '\0'), **places)
+    return dict(places, id=_as_text(said['id']) or places['files'][0], split=_as_text(said['split']),
+                labels=_words(said['labels'], sep), texts=_words(said['text'], '\0'))
 
 # %% ../../nbs/33_tables.ipynb #d98a0170
 def _clip_rows(rows: list[dict], columns: dict, path: Path, root: Path, sep: str) -> list[dict]: # columns by role
@@ -111,12 +108,19 @@ def _clip_rows(rows: list[dict], columns: dict, path: Path, root: Path, sep: str
         found.append(_clip_row(said, root, sep) | _times(row, path, n))
     return _join_texts(found, path)
 
-# %% ../../nbs/33_tables.ipynb #7f60deae
+# %% ../../nbs/33_tables.ipynb #18269164
 def _split_folders(folder: Path) -> list[tuple[Path, str]]:
-    "The folders of an audio folder in which a table may be, each with its split."
+    "Where a table may be, each with its split."
     bases = [p for p in (folder, folder/'data') if p.is_dir()]
-    below = [p for base in bases for p in subfolders(base) if p.name.lower() in SPLIT_NAMES]
-    return [*((base, '') for base in bases), *((p, SPLIT_NAMES[p.name.lower()]) for p in below)]
+    named = [(p, SPLIT_NAMES.get(p.name.lower())) for base in bases for p in subfolders(base)]
+    return [(base, '') for base in bases] + [(p, split) for p, split in named if split]
+
+# %% ../../nbs/33_tables.ipynb #39948bb2
+def _refuse_several(tables: list[Path], folder: Path) -> None:
+    "An error if two tables are in one folder."
+    if len({path.parent for path in tables}) < len(tables):
+        names = first_few(path.name for path in tables)
+        raise DataError(f'{folder.name} has several tables in one folder: {names}. Name one of them')
 
 # %% ../../nbs/33_tables.ipynb #79aaa43c
 def _metadata_files(folder: Path) -> list[tuple[Path, str]]:
@@ -124,19 +128,21 @@ def _metadata_files(folder: Path) -> list[tuple[Path, str]]:
     places = [(folder/f'metadata.{kind}', split) for folder, split in _split_folders(folder)
               for kind in ('csv', 'jsonl', 'parquet')]
     found = [(path, split) for path, split in places if path.is_file()]
-    if len({path.parent for path, _ in found}) == len(found): return found
-    names = first_few(path.name for path, _ in found)
-    raise DataError(f'{folder.name} has several tables in one folder: {names}. Name one of them')
+    _refuse_several([path for path, _ in found], folder)
+    return found
+
+# %% ../../nbs/33_tables.ipynb #71816e28
+def _refuse_empty(folder: Path):
+    there = folder_contents(folder)
+    raise DataError(f'{folder.name} has no metadata.csv, .jsonl or .parquet, and no sound file: {there}')
 
 # %% ../../nbs/33_tables.ipynb #88a0d577
 def _placed_sounds(folder: Path) -> list[tuple[str, list[str]]]:
     "The sound files of an audio folder, each with the names of the folders above it."
     sounds = [(path, list(Path(path).parts[:-1])) for path in audio_index(folder).paths.values()]
-    if not sounds:
-        raise DataError(f'{folder.name} has no metadata.csv, .jsonl or .parquet, and no sound file: '
-                        f'{folder_contents(folder)}')
-    if all(above[:1] == ['data'] for _, above in sounds): return [(path, above[1:]) for path, above in sounds]
-    return sounds
+    if not sounds: _refuse_empty(folder)
+    inside = all(above[:1] == ['data'] for _, above in sounds)
+    return [(path, above[inside:]) for path, above in sounds]
 
 # %% ../../nbs/33_tables.ipynb #2fca350e
 def _names_classes(above: list[list[str]], folder: Path) -> bool: # names of folders above each sound
@@ -187,19 +193,19 @@ def _read_any_table(path: Path, folder: str | Path | None, audio: str | None) ->
     raise DataError(f'{path.name} is an audio folder, whose paths start from its tables: leave folder= out, '
                     'or name one table instead of the folder')
 
-# %% ../../nbs/33_tables.ipynb #f0c8ca03
-def _label_words(clips: list[dict], column: str | None, given: list[str] | None, classes: dict) -> list[str] | None:
-    "Labels there may be: those given, else those that the table lists as classes, else those that are found."
+# %% ../../nbs/33_tables.ipynb #571b7f0c
+def _label_words(clips: list[dict], column: str | None, listed: list[str] | None) -> list[str] | None:
+    "Labels there may be: those that are listed, else those that are found."
     found = sorted({word for clip in clips for word in clip['labels']}) if column else None
-    words = given or classes.get(column) or found
-    return words and list(words)
+    return list(listed) if listed else found
 
 # %% ../../nbs/33_tables.ipynb #2e9deeef
 def _listed_clips(table: TableRows, path: Path, given: dict, sep: str, vocabulary: list[str] | None) -> ListedClips:
     "The clips of a table; columns with unusual names are given by their role."
     columns = {role: find_column(table.rows, path, role, name) for role, name in given.items()}
     clips = _clip_rows(table.rows, columns, path, table.root, sep)
-    return ListedClips(clips, _label_words(clips, columns['labels'], vocabulary, table.classes))
+    listed = vocabulary or table.classes.get(columns['labels'])
+    return ListedClips(clips, _label_words(clips, columns['labels'], listed))
 
 # %% ../../nbs/33_tables.ipynb #2328848e
 def read_table(path: str | Path, # .csv, .tsv, .jsonl, .parquet, an audio folder, or what `save_to_disk` wrote

@@ -40,9 +40,9 @@ def _openmic_answers(path: Path) -> tuple[dict[str, dict[str, float]], int]:
         same_answer(answers.setdefault(word, likelihood), likelihood, f'relevance of {word}', f'{path.name}: {key}')
     return clips, repeated
 
-# %% ../../nbs/35_tag_sets.ipynb #c1ee3004
+# %% ../../nbs/35_tag_sets.ipynb #b0e4af7d
 def _openmic_words(path: Path, clips: dict[str, dict[str, float]]) -> list[str]:
-    "The vocabulary: the class map, else all instruments that were asked about."
+    "The class map, else all instruments that were asked about."
     if not path.is_file(): return sorted({word for answers in clips.values() for word in answers})
     return [word.replace('_', ' ') for word in parse_json(decode_text(path), path.name)]
 
@@ -141,10 +141,10 @@ def _magnatagatune_rows(path: Path) -> list[dict]:
         raise DataError(f'{path.name}: no mp3_path for {first_few(bare)}')
     return rows
 
-# %% ../../nbs/35_tag_sets.ipynb #9dbf2715
+# %% ../../nbs/35_tag_sets.ipynb #b50348d6
 def _common_tags(rows: list[dict], top: int | None) -> list[str]:
     "The tags of a table, the commonest first."
-    tags = [name for name in (rows[0] if rows else {}) if name not in ('clip_id', 'mp3_path')]
+    tags = set(rows[0] if rows else ()) - {'clip_id', 'mp3_path'}
     count = Counter(tag for row in rows for tag in tags if row[tag] == '1')
     return sorted(tags, key=lambda tag: (-count[tag], tag))[:top]
 
