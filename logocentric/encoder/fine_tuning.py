@@ -72,16 +72,18 @@ class LabelledClips:
         clips: Sequence, # log-mels (frames, mels), un-normalised
         labels: Sequence[str], # one a clip
         encoder: MAEEncoder, # which will be trained on them
-        frontend_config: FrontendConfig, # settings that the log-mels were made with
+        frontend_config: FrontendConfig, # of the log-mels
         augmentation: Augmentation = Augmentation(),
     ):
-        AudioEncoder(encoder, frontend_config)  # do they agree?
+        AudioEncoder(encoder, frontend_config)  # refuses what does not fit
         self.clips, self.frontend, self.augmentation = clips, LogMel(frontend_config), augmentation
         self.names, self.numbers = np.unique(labels, return_inverse=True)
         self.patch_frames, self.rows = encoder.config.patch_frames, encoder.config.n_rows
-        self.most = max_columns(encoder, frontend_config)*self.patch_frames                  # frames
+        self.most = max_columns(encoder, frontend_config)*self.patch_frames  # frames
 
-    def __len__(self): return len(self.clips)
+# %% ../../nbs/47_fine_tuning.ipynb #c84af7a2
+@patch
+def __len__(self: LabelledClips): return len(self.clips)
 
 # %% ../../nbs/47_fine_tuning.ipynb #2ed17b15
 @patch
@@ -234,6 +236,18 @@ def _frozen_probe(encoder, frontend_config, task, seed):
     whole = copy.deepcopy(encoder).float().to(best_device()).eval()
     return probe(extract(whole, frontend_config, task.clips), task, seed=seed)
 
+# %% ../../nbs/47_fine_tuning.ipynb #56776cc5
+def _tune_folds(encoder, frontend_config, task, config, seed, keep_models, how):
+    start = _frozen_probe(encoder, frontend_config, task, seed)
+    predictions, models = np.empty_like(task.labels), {}
+    for fold in task.test_folds:
+        model, tested = FineTuned(encoder, frontend_config, start.models[fold]), np.flatnonzero(task.folds == fold)
+        settings = replace(config, seed=derived_seed(seed, fold), keep='last')
+        _tune_fold(model, task, fold, settings, **how)
+        predictions[tested] = model.predict([task.clips[i] for i in tested])
+        if keep_models: models[fold] = model.cpu()
+    return ProbeResult.of(task, 'fine-tuned', predictions, start.chosen, models)
+
 # %% ../../nbs/47_fine_tuning.ipynb #9d0eac11
 def fine_tune(
     encoder: MAEEncoder, # is left as it is
@@ -248,17 +262,5 @@ def fine_tune(
     keep_models: bool = False, # also return the model of each fold?
 ) -> ProbeResult:
     "Train a copy of an encoder on the training clips of each fold, all of it, and test it on the fold."
-    start = _frozen_probe(encoder, frontend_config, task, seed)
-    tune = lambda model, fold: _tune_fold(model, task, fold, replace(config, seed=derived_seed(seed, fold), keep='last'),
-                                          augmentation, layer_decay, folder, progress)
-    return _tune_folds(encoder, frontend_config, task, start, tune, keep_models)
-
-# %% ../../nbs/47_fine_tuning.ipynb #56776cc5
-def _tune_folds(encoder, frontend_config, task, start, tune, keep_models):
-    predictions, models = np.empty_like(task.labels), {}
-    for fold in task.test_folds:
-        model, tested = FineTuned(encoder, frontend_config, start.models[fold]), np.flatnonzero(task.folds == fold)
-        tune(model, fold)
-        predictions[tested] = model.predict([task.clips[i] for i in tested])
-        if keep_models: models[fold] = model.cpu()
-    return ProbeResult.of(task, 'fine-tuned', predictions, start.chosen, models)
+    how = dict(augmentation=augmentation, layer_decay=layer_decay, folder=folder, bar=progress)
+    return _tune_folds(encoder, frontend_config, task, config, seed, keep_models, how)
