@@ -2,7 +2,7 @@
 import pytest, torch
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, load_records, read_json, results_path, shipped_path
-from logocentric.encoder.shipped import load_encoder
+from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner
 from logocentric.ship import ship, write_cards

@@ -24,7 +24,8 @@ from ..data.clips import crop_window, sound_mask
 from ..core import (LogocentricError, atomic_write, best_device, bf16_is_faster, config_hash, halve_on_oom,
                               model_path, progress)
 from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
-from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, random_patches
+from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
+from ..encoder.features import embed_frames, random_patches
 from ..training import History, TrainConfig, decay_groups, preserve_rng_state, train
 
 # %% ../../nbs/51_captioner.ipynb #a89b1b69

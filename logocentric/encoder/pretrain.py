@@ -254,7 +254,7 @@ class PretrainerOutput(ModelOutput):
 
 # %% ../../nbs/48_pretrain.ipynb #1de43d74
 @patch
-def _encode_visible(self: Pretrainer, logmel): # the log-mel, what was made of its visible patches, which are hidden, ranks
+def _encode_visible(self: Pretrainer, logmel): # prepared log-mel, output for visible patches, hidden, rank
     ratios = self.objective.mask_ratios
     ratio = ratios[int(torch.randint(len(ratios), ()))]
     logmel, _, _, (keep, hidden, rank) = self.mae.mask(logmel, mask_ratio=ratio)

@@ -64,13 +64,13 @@ def _train_config(recipe, mixed_precision):
 
 # %% ../../nbs/49_shipped.ipynb #e7694b3c
 def train_encoder(
-    folder: str | Path, # an unfinished encoder there is continued
+    folder: str | Path, # an unfinished run there is continued
     recipe: Recipe = Recipe(),
     processes: int | None = None, # for rendering
     mixed_precision: str = 'auto',
     progress: bool = True,
 ) -> History:
-    "Make an encoder from nothing: render, calibrate, pre-train, save."
+    "Make an encoder from nothing: render, calibrate, pre-train."
     music, sounds, *held_out = recipe_corpora(recipe, processes)
     frontend = calibrate([np.array(c.features[:512]) for c in (music, sounds)])
     valid = PretrainingClips(*held_out, frontend, recipe.frames, random=False)

@@ -31,10 +31,11 @@ from ..core import (LogocentricError, Record, from_main_process, all_processes, 
                               cached_folder, write_json)
 from ..data.clips import Clips, Crops
 from ..data.corpus import LABELS, Corpus, build_corpus, difficulty, logmel_statistics
-from ..encoder.shipped import load_encoder
+from ..encoder.audio_encoder import load_encoder
 from ..audio.frontend import FrontendConfig, LogMel, calibrate
 from ..reasoner.knowledge import Sentence, knowledge, train_tokenizer
-from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
+from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, clip_noise
+from ..encoder.reconstruction import Reconstruction
 from ..metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from ..encoder.pretrain import PretrainingClips, Objective, colour, pretrain, transpose
 from ..reasoner.training import REASONER_BATCH, REASONER_SIZES, train_reasoner

@@ -18,12 +18,12 @@ from ..data.clips import Clips, Crops, build_clips
 from ..core import (LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json,
                               save_on_main_process, set_seed, cached_folder, write_json)
 from ..data.manifests import Manifest, read_dataset, read_table
-from ..encoder.shipped import load_encoder
+from ..encoder.audio_encoder import load_encoder
 from ..audio.frontend import FrontendConfig, LogMel, calibrate
 from ..reasoner.knowledge import train_tokenizer
 from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from ..data.mixtures import VOCABULARY, Mixtures, build_mixtures
-from ..encoder.probe import read_encoder
+from ..encoder.audio_encoder import load_encoder
 from ..reasoner.tagging import (TAG_PROMPTS, TagInputs, SigmoidTagger, TagPairs, TagVocabulary, TargetPairs,
                                           multi_hot, next_tag, score_tags)
 from ..training import TrainConfig, train
@@ -216,7 +216,7 @@ def _shipped() -> tuple: return (ear := load_encoder()).encoder, ear.frontend, e
 @patch
 def hearing(self: TagLab) -> tuple[MAEEncoder, FrontendConfig]:
     "What hears: the shipped ear, or the encoder that has painted; with random weights where the laboratory says so."
-    encoder, frontend = _shipped()[:2] if self.still else read_encoder(self.painted())
+    encoder, frontend = _shipped()[:2] if self.still else load_encoder(self.painted())
     if self.ear == 'random':
         set_seed(self.seed)
         encoder = MAEEncoder(encoder.config)
