@@ -6,12 +6,9 @@ from logocentric.encoder.mae import MAEConfig
 from logocentric.encoder.pretrain import (MUSIC, IGNORE_INDEX, PretrainingClips, Objective, Pretrainer, colour,
                                           visible_frame_embeddings, mix, phones_in_columns, pool_visible, pretrain,
                                           to_grid, transpose)
-from logocentric.encoder.probe import read_encoder
-from logocentric.data.sounds import KINDS
-from logocentric.audio.voices import PHONES, UNKNOWN
-from logocentric.data.sound_corpus import build_sounds
-from logocentric.data.clipset import crop_start
-from logocentric.runs import TrainConfig
+from logocentric.encoder.audio_encoder import load_encoder
+from logocentric.data.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
+from logocentric.training import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
 
@@ -23,32 +20,32 @@ def corpora(tmp_path_factory):
 
 
 @pytest.fixture
-def lesson(corpora): return PretrainingClips(*corpora, FrontendConfig())
+def clips(corpora): return PretrainingClips(*corpora, FrontendConfig())
 
 
 def config(**changes): return MAEConfig.preset('tiny', target='per_patch', **changes)
 
 
-def answers(lesson, rows, seed=0):
-    return {k: v for k, v in lesson.batch(rows, np.random.default_rng(seed)).items() if k != 'id'}
+def answers(clips, rows, seed=0):
+    return {k: v for k, v in clips.batch(rows, np.random.default_rng(seed)).items() if k != 'id'}
 
 
-def test_a_batch_is_a_function_of_its_numbers_and_seed(lesson):
-    first, again, other = (answers(lesson, [0, 7, 9], seed) for seed in (1, 1, 2))
+def test_a_batch_is_a_function_of_its_numbers_and_seed(clips):
+    first, again, other = (answers(clips, [0, 7, 9], seed) for seed in (1, 1, 2))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first['logmel'], other['logmel'])
 
 
-def test_music_is_asked_for_attributes_and_sounds_for_phones(lesson):
-    batch = answers(lesson, [0, 1, 6, 10])
+def test_music_is_asked_for_attributes_and_sounds_for_phones(clips):
+    batch = answers(clips, [0, 1, 6, 10])
     assert batch['kind'][:2].tolist() == [MUSIC, MUSIC] and (batch['kind'][2:] < MUSIC).all()
     assert (batch['attributes'][:2] >= 0).all() and (batch['attributes'][2:] == IGNORE_INDEX).all()
     assert (batch['phones'][:2] == IGNORE_INDEX).all() and (batch['phones'][2:] > IGNORE_INDEX).all()
 
 
-def test_answers_are_those_of_the_tables(lesson, corpora):
+def test_answers_are_those_of_the_tables(clips, corpora):
     music, sounds = corpora
-    batch = answers(lesson, range(20))
+    batch = answers(clips, range(20))
     for j, (name, values) in enumerate(ATTRIBUTES.items()):
         assert [list(values)[v] for v in batch['attributes'][:6, j]] == list(music.table[name])
     assert [list(KINDS)[k] for k in batch['kind'][6:]] == list(sounds.table.kind)
@@ -84,12 +81,12 @@ def test_a_mixture_is_never_softer_and_adds_power():
     assert torch.equal(mix(x, np.random.default_rng(0), share=0.)[0], x)
 
 
-def test_a_voice_behind_is_unknown(lesson, monkeypatch):
+def test_a_voice_behind_is_unknown(clips, monkeypatch):
     import logocentric.encoder.pretrain as module
     monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=0.))
-    plain = answers(lesson, [0, 7, 9, 12, 15], 3)
+    plain = answers(clips, [0, 7, 9, 12, 15], 3)
     monkeypatch.setattr(module, 'mix', lambda x, rng: mix(x, np.random.default_rng(0), share=1.))
-    mixed = answers(lesson, [0, 7, 9, 12, 15], 3)
+    mixed = answers(clips, [0, 7, 9, 12, 15], 3)
     behind = plain['phones'].roll(1, 0)
     voiced = (plain['phones'] != IGNORE_INDEX) & (behind != 0) & (behind != IGNORE_INDEX)
     assert voiced.any() and (mixed['phones'][voiced] == UNKNOWN).all() and torch.equal(mixed['phones'][~voiced], plain['phones'][~voiced])
@@ -137,11 +134,11 @@ def test_pooling_ignores_what_is_hidden():
 def test_columns_are_scaled_for_their_hidden_rows():
     grid, seen = torch.ones(1, 4, 2, 3), torch.ones(1, 4, 2, 1)
     seen[:, 2:, 0] = 0
-    columns = visible_frame_embeddings(grid*seen, seen)
-    assert columns.shape == (1, 2, 12) and columns[0, 0].sum() == columns[0, 1].sum() == 12
+    embeddings = visible_frame_embeddings(grid*seen, seen)
+    assert embeddings.shape == (1, 2, 12) and embeddings[0, 0].sum() == embeddings[0, 1].sum() == 12
 
 
-def test_columns_of_unknown_phones_are_not_asked():
+def test_columns_of_unknown_phones_do_not_count():
     torch.manual_seed(0)
     model = Pretrainer(config())
     width = model.mae.config.patch_frames
@@ -164,32 +161,32 @@ def test_phones_need_a_sixth_of_a_column():
     assert found.shape == (1, 2, len(PHONES))
 
 
-def test_a_batch_of_music_alone_or_sounds_alone_is_finite(lesson):
+def test_a_batch_of_music_alone_or_sounds_alone_is_finite(clips):
     torch.manual_seed(0)
     model = Pretrainer(config())
     for rows, idle in (([0, 1, 2], 'phones'), ([7, 8, 9], 'attributes')):
-        out = model(**answers(lesson, rows))
+        out = model(**answers(clips, rows))
         assert out.parts[idle] == 0 and out.loss.isfinite()
         out.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_weights_of_lessons_are_obeyed(lesson):
+def test_weights_of_losses_are_obeyed(clips):
     torch.manual_seed(0)
     weights = dict(reconstruction=2., kind=.5, attributes=0., phones=1.)
     model = Pretrainer(config(), Objective(**weights))
-    out = model(**answers(lesson, [0, 1, 7, 8]))
+    out = model(**answers(clips, [0, 1, 7, 8]))
     assert torch.allclose(out.loss, sum(weights[k]*v for k, v in out.parts.items()))
-    assert 'paint' not in Pretrainer(config(), Objective(reconstruction=0.))(**answers(lesson, [0, 7])).parts
+    assert 'reconstruction' not in Pretrainer(config(), Objective(reconstruction=0.))(**answers(clips, [0, 7])).parts
 
 
-def test_hidden_patches_do_not_reach_the_heads(lesson):
+def test_hidden_patches_do_not_reach_the_heads(clips):
     "Changing what is hidden changes no answer of the heads."
     model = Pretrainer(config(), Objective(mask_ratios=(.75,))).eval()
-    batch = answers(lesson, [0, 7])
+    batch = answers(clips, [0, 7])
     def causes(logmel):
         torch.manual_seed(3)
-        return {k: v.item() for k, v in model(**dict(batch, logmel=logmel)).parts.items() if k != 'paint'}
+        return {k: v.item() for k, v in model(**dict(batch, logmel=logmel)).parts.items() if k != 'reconstruction'}
     torch.manual_seed(3); torch.randint(1, ())
     _, _, _, (_, hidden, _) = model.mae.mask(batch['logmel'])
     c = model.mae.config
@@ -220,6 +217,6 @@ def test_a_killed_run_ends_as_one_left_alone(corpora, tmp_path):
 def test_an_encoder_comes_back_with_its_frontend(corpora, tmp_path):
     frontend = FrontendConfig(mean=-6., std=4.)
     model, history = pretrain(*corpora, frontend, config(), FEW, tmp_path, progress=False)
-    encoder, found = read_encoder(tmp_path)
+    encoder, found = load_encoder(tmp_path)
     assert found == frontend and encoder.config.pad_value == pytest.approx((frontend.silence + 6)/4)
     for a, b in zip(encoder.parameters(), model.mae.encoder.parameters()): assert torch.equal(a, b)

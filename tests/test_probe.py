@@ -6,16 +6,20 @@ from logocentric.captioner.model import pool
 from logocentric.core import LogocentricError, shared_path, write_json
 from logocentric.data.corpus import Corpus, logmel_statistics
 from logocentric.audio.frontend import FrontendConfig, LogMel
-from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames
+from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from logocentric.metrics import mcnemar
-from logocentric.encoder.probe import (FINE_TUNING, BASELINES, PROBES, SONIC_PI, Augmentation, FineTuned, HearModel,
-                                       LabelledClips, ProbeTask, clip_features, max_columns, compare_features,
-                                       piece_edges, drop_patches, esc10, extract, fine_tune, get_scene_embeddings,
-                                       get_timestamp_embeddings, inner_folds, layer_groups, layer_embeddings,
-                                       read_encoder, load_model, probe, random_like, rendered_task, save_encoder,
-                                       show_probe, sonic_pi, sonic_pi_kind, spoken_digits, clip_statistics)
-from logocentric.runs import TrainConfig
-from logocentric.training import train
+from logocentric.encoder.fine_tuning import (FINE_TUNING, Augmentation, FineTuned, LabelledClips, drop_patches,
+                                             fine_tune, layer_groups)
+from logocentric.encoder.probe import (BASELINES, PROBES, compare_features, inner_folds, probe, random_like,
+                                       show_probe, clip_statistics)
+from logocentric.encoder.probe_tasks import (SONIC_PI, ProbeTask, esc10, rendered_task, sonic_pi, sonic_pi_kind,
+                                             spoken_digits)
+from logocentric.encoder.audio_encoder import (HearModel, get_scene_embeddings, get_timestamp_embeddings, load_encoder,
+                                               load_model, save_encoder)
+from logocentric.encoder.features import (clip_features, embed_frames, extract, layer_embeddings, max_columns,
+                                          piece_edges)
+from logocentric.encoder.published import build_encoder
+from logocentric.training import TrainConfig, train
 from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()
@@ -29,7 +33,8 @@ def encoder():
 
 def tabled(columns=20): # as published encoders are: a class token, a table of positions
     torch.manual_seed(1)
-    return MAEEncoder(MAEConfig.preset('tiny', cls_token=True, position_grid=[5, columns])).eval().requires_grad_(False)
+    config = MAEConfig.preset('tiny', cls_token=True, position_grid=[5, columns])
+    return build_encoder(config).eval().requires_grad_(False)
 
 def logmels(*lengths, seed=0):
     rng = np.random.default_rng(seed)
@@ -59,7 +64,7 @@ def test_extract_equals_one_clip_at_a_time_in_any_order(encoder, kind):
     np.testing.assert_allclose(extract(e, CONFIG, clips, batch_size=3), alone, atol=1e-4)
     np.testing.assert_allclose(extract(e, CONFIG, [clips[i] for i in order]), alone[order], atol=1e-4)
 
-def test_a_neighbour_is_not_heard(encoder):
+def test_a_neighbour_does_not_matter(encoder):
     a, loud = logmels(30, 150)
     np.testing.assert_allclose(extract(encoder, CONFIG, [a, loud])[0], extract(encoder, CONFIG, [a, loud*0 + 40])[0], atol=1e-4)
 
@@ -78,24 +83,24 @@ def test_long_clips_are_cut_and_short_neighbours_do_not_matter(encoder):
     assert extract(tabled(20), CONFIG, clips).shape == (3, 640)          # 20 columns reach over 320 frames only
 
 @pytest.mark.parametrize('frames', [1, 16, 1008, 1009, 5000, 12345])
-def test_cuts_are_nearly_equal(frames):
+def test_pieces_are_nearly_equal(frames):
     edges = np.array(piece_edges(frames, 16, 63))
     columns = np.ceil(np.diff(edges)/16)
     assert edges[0] == 0 and edges[-1] == frames and not (edges[:-1] % 16).any()
     assert columns.max() <= 63 and columns.max() - columns.min() <= 1
 
-def test_columns_at_once(encoder):
+def test_max_columns(encoder):
     assert max_columns(encoder, CONFIG) == math.ceil(1001/16) and max_columns(tabled(20), CONFIG) == 20
 
 @pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval(), tabled])
 @torch.no_grad()
 def test_layers_are_the_residual_stream(make):
     e, x, mask = make(), torch.randn(2, 64, 80), torch.arange(64) < torch.tensor([[64], [30]])
-    seen = []
-    hook = e.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    outputs = []
+    hook = e.blocks[0].register_forward_hook(lambda _, __, out: outputs.append(out))
     states, real = layer_embeddings(e, x, mask)
     hook.remove()
-    patches = seen[0][:, -20:].view(2, 5, 4, 64).permute(0, 2, 1, 3).reshape(2, 4, 320)
+    patches = outputs[0][:, -20:].view(2, 5, 4, 64).permute(0, 2, 1, 3).reshape(2, 4, 320)
     assert len(states) == 3 and real.tolist() == [[True]*4, [True]*2 + [False]*2]
     torch.testing.assert_close(states[0][real], patches[real])
     torch.testing.assert_close(states[-1], embed_frames(e, x, mask)[0])
@@ -117,7 +122,7 @@ def test_thirds_know_the_order():
     torch.testing.assert_close(clip_features(x + 5, one, 'thirds'), torch.full((1, 3), 5.))
     assert torch.equal(clip_features(x, four, 'thirds+mean'), torch.cat([clip_features(x, four, 'thirds'), clip_features(x, four, 'mean')], 1))
 
-def test_several_layers_stand_side_by_side(encoder):
+def test_several_layers_are_concatenated(encoder):
     clips = logmels(40, 25)
     both = extract(encoder, CONFIG, clips, layer=[0, -1], how='mean')
     np.testing.assert_allclose(both, np.hstack([extract(encoder, CONFIG, clips, i, how='mean') for i in (0, 2)]), atol=1e-6)
@@ -126,7 +131,7 @@ def test_several_layers_stand_side_by_side(encoder):
 def test_extract_refuses_other_mels(encoder):
     with pytest.raises(LogocentricError, match='frames, 80'): extract(encoder, CONFIG, [np.zeros((20, 64))])
 
-def test_statistics_equal_the_corpus_line():
+def test_statistics_equal_the_corpus():
     clips = logmels(50, 50, 50)
     np.testing.assert_allclose(clip_statistics(clips), logmel_statistics(np.stack(clips)), atol=1e-6)
     uneven = clip_statistics(logmels(50, 9, 1))
@@ -303,7 +308,7 @@ FEW = replace(FINE_TUNING, steps=3, batch_size=6, mixed_precision='no')
 PLAIN = Augmentation(shift=0, level=0, slope=0, mix=0, drop=0, smoothing=0)
 
 def sounds(n=18, labels='abc', seed=0):
-    "Clips of unequal lengths, one longer than the encoder hears at once."
+    "Clips of unequal lengths, one longer than the encoder takes at once."
     lengths = np.random.default_rng(seed).integers(1, 90, n); lengths[n//2] = 1100
     clips = [np.maximum(x - 2*(i % len(labels)), CONFIG.silence).astype(np.float32) for i, x in enumerate(logmels(*lengths, seed=seed))]
     return ProbeTask('sounds', clips, [labels[i % len(labels)] for i in range(n)], np.arange(n)//len(labels) % 3)
@@ -334,7 +339,7 @@ def test_fine_tuning_is_deterministic(encoder):
 def test_nothing_of_the_test_fold_is_learned(encoder):
     t = sounds()
     fold = t.folds == 0
-    labels = np.where(fold, np.roll(t.labels, 1), t.labels); labels[np.flatnonzero(fold)[0]] = 'never heard of'
+    labels = np.where(fold, np.roll(t.labels, 1), t.labels); labels[np.flatnonzero(fold)[0]] = 'unknown before'
     a, b = few(encoder, t), few(encoder, relabelled(t, labels))
     assert same(a.models[0].state_dict(), b.models[0].state_dict()) and (a.predictions[fold] == b.predictions[fold]).all()
     assert a.models[0].names.tolist() == list('abc') and not same(a.models[1].state_dict(), b.models[1].state_dict())
@@ -344,8 +349,8 @@ def test_nothing_of_the_test_fold_is_learned(encoder):
 def test_two_labels_and_no_step_worth_the_name(encoder):
     t = sounds(labels='ab')
     frozen = probe(extract(encoder, CONFIG, t.clips), t)
-    still = few(encoder, t, config=replace(FEW, lr=1e-12))
-    assert (still.predictions == frozen.predictions).all() and still.chosen == frozen.chosen
+    unmoved = few(encoder, t, config=replace(FEW, lr=1e-12))
+    assert (unmoved.predictions == frozen.predictions).all() and unmoved.chosen == frozen.chosen
 
 def test_a_head_without_a_start_learns(encoder):
     t = sounds()
@@ -383,9 +388,9 @@ def test_batches_are_augmented_within_bounds(encoder):
     torch.testing.assert_close(a['target'].sum(1), torch.ones(18))
     assert (a['target'].argmax(1).numpy() == data.numbers).all() and a['target'].min() >= .1/3 - 1e-6   # the first has the larger share
     assert a['logmel'].min() >= (CONFIG.silence - CONFIG.mean)/CONFIG.std - 1e-4
-    short = tabled(2)                                                    # hears 32 frames at once
-    heard = LabelledClips(t.clips, t.labels, short, CONFIG).batch([*range(18)], np.random.default_rng(0))
-    assert heard['logmel'].shape[1] <= 32
+    short = tabled(2)                                                    # takes 32 frames at once
+    batch = LabelledClips(t.clips, t.labels, short, CONFIG).batch([*range(18)], np.random.default_rng(0))
+    assert batch['logmel'].shape[1] <= 32
 
 @pytest.mark.parametrize('drop', [0, .3, .9])
 def test_every_row_keeps_equally_many_real_patches(drop):
@@ -415,7 +420,7 @@ def test_lower_layers_learn_slower():
 @pytest.mark.parametrize('make', [lambda: MAEEncoder(MAEConfig.preset('tiny')).eval(), tabled])
 def test_an_encoder_travels_with_its_frontend(make, tmp_path):
     e, config, clips = make(), FrontendConfig(mean=-6.5, std=3.9), logmels(30, 50)
-    loaded, settings = read_encoder(save_encoder(e, config, tmp_path/'ear'))
+    loaded, settings = load_encoder(save_encoder(e, config, tmp_path/'encoder'))
     assert settings == config
     np.testing.assert_array_equal(extract(loaded, settings, clips), extract(e, config, clips))
 
@@ -459,7 +464,7 @@ def test_pieces_have_no_seams(encoder):
     pieces = torch.cat([model.piece(audio, a, b) for a, b in zip(edges, edges[1:])], 1)
     torch.testing.assert_close(pieces, MEL.normalise(MEL(audio)), atol=1e-5, rtol=1e-5)
 
-def test_a_click_is_heard_at_its_time(encoder):
+def test_a_click_shows_at_its_time(encoder):
     quiet = torch.zeros(1, 16_000)
     click = quiet.clone(); click[0, 9_000] = 1                           # at 562.5 ms
     model = HearModel(encoder, CONFIG, layer=0).eval()

@@ -5,8 +5,10 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from logocentric.core import LogocentricError, set_seed
 from logocentric.audio.frontend import FrontendConfig, LogMel
-from logocentric.encoder.mae import MAEEncoder, embed, embed_frames
-from logocentric.encoder.published import (encoder_weights, fitting_policy, load_published, published_frontend,
+from logocentric.encoder.audio_encoder import load_encoder, save_encoder
+from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel
+from logocentric.encoder.features import embed, embed_frames
+from logocentric.encoder.published import (PublishedEncoder, build_encoder, encoder_weights, fitting_policy, load_published, published_frontend,
                                            published_kind, read_checkpoint)
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def checkpoint(kind, cls, dim=128, depth=3, cols=13, patch=(16, 16), device=None
     return state
 
 def reference(state, kind, x):
-    "What their encoder says of (b, frames, mels): plain torch, one head at a time."
+    "What their encoder makes of (b, frames, mels): plain torch, one head at a time."
     dim, _, pm, pf = state['patch_embed.proj.weight'].shape
     conv = torch.nn.Conv2d(1, dim, (pm, pf), stride=(pm, pf))
     conv.load_state_dict({n: state[f'patch_embed.proj.{n}'] for n in ('weight', 'bias')})
@@ -54,6 +56,61 @@ def reference(state, kind, x):
     return F.layer_norm(tokens, (dim,), state['norm.weight'], state['norm.bias'], 1e-6)[:, int(cls):]
 
 GIVEN = dict(mean=-6., std=5.)
+
+# --- what published encoders have and ours has not: a class token, a table of positions
+
+def tiny(**changes): return build_encoder(MAEConfig.preset('tiny', **changes)).eval()
+def frames_of(*lengths): return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+@pytest.mark.parametrize('bad', [dict(position_grid=[4, 13]), dict(position_grid=[5]), dict(position_grid=[5, 13], positions='time')])
+def test_impossible_tables_are_refused(bad):
+    with pytest.raises(ValueError): tiny(**bad)
+
+def test_the_core_has_neither():
+    for extra in (dict(cls_token=True), dict(position_grid=[5, 13])):
+        for make in (MAEEncoder, MAEModel):
+            with pytest.raises(ValueError, match='published encoder'): make(MAEConfig.preset('tiny', **extra))
+
+def test_they_do_not_exist_by_default():
+    assert [n for n in tiny().state_dict() if '.' not in n] == []
+    assert {n.split('.')[0] for n in tiny().state_dict()} == {'patch_embed', 'blocks', 'norm'}
+
+def test_a_table_of_the_sinusoids_changes_nothing():
+    plain, x, mask = tiny(), torch.randn(2, 160, 80), frames_of(160, 70)
+    tabled = tiny(position_grid=[5, 13])
+    assert tabled.load_state_dict(plain.state_dict(), strict=False).missing_keys == ['position_table']
+    assert torch.equal(tabled(x, mask).last_hidden_state, plain(x, mask).last_hidden_state)
+    keep = torch.tensor([[3, 7], [40, -1]])
+    assert torch.equal(tabled(x, mask, keep).last_hidden_state, plain(x, mask, keep).last_hidden_state)
+
+def test_a_table_is_read_row_by_row():
+    encoder = tiny(position_grid=[5, 13], cls_token=True)
+    encoder.position_table.copy_(torch.randn(66, 64))
+    positions = encoder.positions(4)
+    assert torch.equal(positions.view(5, 4, 64), encoder.position_table[1:].view(5, 13, 64)[:, :4])
+
+def test_a_logmel_longer_than_the_table_is_refused():
+    encoder = tiny(position_grid=[5, 13])
+    assert encoder(torch.randn(1, 208, 80)).last_hidden_state.shape == (1, 65, 64)
+    with pytest.raises(ValueError, match=r'13 columns of patches \(208 frames\); the log-mel has 14'): encoder(torch.randn(1, 209, 80))
+
+def test_class_token_takes_part_but_is_not_returned():
+    encoder, x, mask = tiny(cls_token=True), torch.randn(2, 160, 80), frames_of(160, 70)
+    before = encoder(x, mask).last_hidden_state
+    assert before.shape == (2, 50, 64) and not before[1].view(5, 10, 64)[:, 5:].any()
+    before.square().sum().backward()
+    assert encoder.cls_token.grad.abs().max() > 0
+    with torch.no_grad(): encoder.cls_token.normal_()
+    assert (encoder(x, mask).last_hidden_state - before).abs().max() > 1e-3
+    torch.testing.assert_close(embed(encoder, x, mask)[1:], embed(encoder, x[1:, :70]), atol=1e-5, rtol=0)
+
+def test_they_are_saved_and_loaded(tmp_path):
+    encoder = tiny(cls_token=True, position_grid=[5, 13])
+    with torch.no_grad(): encoder.position_table.normal_(); encoder.cls_token.normal_()
+    save_encoder(encoder, FrontendConfig(), tmp_path)
+    for again in (PublishedEncoder.from_pretrained(tmp_path), load_encoder(tmp_path).encoder):
+        assert torch.equal(again.position_table, encoder.position_table) and torch.equal(again.cls_token, encoder.cls_token)
+        assert again.config.position_grid == [5, 13] and again.longest == 13
 
 # --- the arithmetic
 
@@ -184,7 +241,7 @@ def test_a_wrong_shape_is_named(name, shape, message):
 
 # --- what can be done with it
 
-def test_a_picture_longer_than_the_grid_is_refused():
+def test_a_logmel_longer_than_the_grid_is_refused():
     encoder, _ = load_published(checkpoint('m2d', True))
     with pytest.raises(ValueError, match='13 columns'): encoder(torch.randn(1, 209, 80))
 
@@ -213,7 +270,7 @@ def test_half_precision_weights_become_float32():
 def test_saved_and_loaded_as_ours(tmp_path):
     encoder, _ = load_published(checkpoint('msm-mae', True), **GIVEN)
     encoder.save_pretrained(tmp_path)
-    again, x = MAEEncoder.from_pretrained(tmp_path).eval(), torch.randn(1, 100, 80)
+    again, x = PublishedEncoder.from_pretrained(tmp_path).eval(), torch.randn(1, 100, 80)
     with torch.no_grad(): assert torch.equal(again(x).last_hidden_state, encoder(x).last_hidden_state)
     assert again.config.pad_value == encoder.config.pad_value
 

@@ -20,15 +20,13 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
-from ..data.clipset import crop_window, sound_mask
-from ..core import LogocentricError, atomic_write, best_device, bf16_is_faster, config_hash, model_path
-from ..memory import halve_on_oom
-from ..cache import progress
+from ..data.clips import crop_window, sound_mask
+from ..core import (LogocentricError, atomic_write, best_device, bf16_is_faster, config_hash, halve_on_oom,
+                              model_path, progress)
 from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
-from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, random_patches
-from ..runs import History, TrainConfig, decay_groups
-from ..batches import preserve_rng_state
-from ..training import train
+from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
+from ..encoder.features import embed_frames, random_patches
+from ..training import History, TrainConfig, decay_groups, preserve_rng_state, train
 
 # %% ../../nbs/51_captioner.ipynb #a89b1b69
 @bridge('prefix')
