@@ -4,15 +4,14 @@ import numpy as np, pandas as pd, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM,
                           LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError, shared_path
-from logocentric.memory import OutOfMemory
+from logocentric.core import LogocentricError, OutOfMemory, shared_path
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
 from logocentric.reasoner.training import (REASONER_SIZES, SelectedTokenLoss, ReasonerSize, KnowledgeDataset,
                                            train_reasoner)
-from logocentric.reasoner.model import (CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, Trie, collisions,
-                                        domain_premise, fill, label_aliases, label_report, label_tokens, label_words,
-                                        tf32)
+from logocentric.reasoner.model import CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, domain_premise, fill
+from logocentric.reasoner.labels import Trie, collisions, label_aliases, label_report, label_tokens, label_words
+from logocentric.reasoner.scoring import tf32
 
 DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]

@@ -144,7 +144,7 @@ def _plain(self: LabelScorer, prompts: list[list[int]], trie: Trie, size: int = 
     jobs = [(i, stem) for i in range(len(prompts)) for stem in trie.stems()]
     for part in (jobs[i:i + size] for i in range(0, len(jobs), size)):
         rows = [prompts[i] + [trie.tokens[n] for n in stem] for i, stem in part]
-        ends = [len(prompts[i]) - 1 - max(map(len, rows)) for i, _ in part]  # of the prompts, counted from the right
+        ends = [len(prompts[i]) - 1 - max(map(len, rows)) for i, _ in part]  # of prompts, from the right
         for (i, stem), end, row in zip(part, ends, self._whole(rows, -min(ends))):
             children, places, tokens = (t.to(row.device) for t in trie.children_of([0, *stem]))
             logp[i, children.cpu()] = _children_logp(row[None, end:][:, :len(stem) + 1], places, tokens)[0].cpu()
@@ -229,8 +229,8 @@ def score_tree(self: LabelScorer,
                rows: list[list[int]],          # token ids of the prompts
                trie: Trie,                     # the labels
                reduce: Callable | None = None, # (prompts, nodes) → what is kept of a batch; all by default
-               batch_size: int | None = None   # prompts at a time; by default 8 on a CPU, 64 elsewhere
-              ) -> torch.Tensor:               # (prompts, nodes), or what `reduce` makes of it
+               batch_size: int | None = None   # prompts at a time; by default 8 on a CPU, else 64
+              ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
     "Log-probability of every node of a tree after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
     for batch in self._batches(rows, batch_size):
