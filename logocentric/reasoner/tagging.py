@@ -14,17 +14,17 @@ from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
 
-# %% ../../nbs/69_tagging.ipynb #c047712c
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init
-from transformers.configuration_utils import SubConfigSpec
-from transformers.utils import ModelOutput
-
 # %% ../../nbs/69_tagging.ipynb #7be1461f
 from ..captioner.model import Captioner
 from ..core import LogocentricError, halve_on_oom, progress
 from ..data.clips import sound_mask
 from ..encoder.mae import MAEConfig, MAEEncoder
 from .model import Reasoner, Trie, label_tokens, label_words, left_pad, tf32
+
+# %% ../../nbs/69_tagging.ipynb #c047712c
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
 
 # %% ../../nbs/69_tagging.ipynb #fa4589c0
 TAG_PROMPTS = {'text': 'The audio sounds like', 'table3': 'The audio feels like'}
