@@ -1,24 +1,24 @@
-"Labels as words: what is written is what is read, every probability is exact, every walk is fair."
+"Labels as words: what is written is what is read, every probability is exact, every sample is fair."
 import warnings
 from itertools import permutations
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import log_loss
-from transformers import GPT2TokenizerFast
 from logocentric.captioner.model import Captioner
-from logocentric.core import LogocentricError, shared_path
+from logocentric.core import LogocentricError
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig, MAEEncoder
 from logocentric.reasoner.tagging import (TAG_PROMPTS, TAG_RULES, TagInputs, SigmoidTagger, TagPairs, TagVocabulary,
                                           TargetPairs, multi_hot, next_tag, decode_tags, score_tags, sample_tags)
 
 LABELS = ['Dog', 'Bell', 'Bell tower', 'Chirp, tweet', 'Rain', 'Rain on surface']
-FEATURES = 96 # of an ear with 2 rows of 16 numbers: mean, deviation and one lag
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
+FEATURES = 96 # of an encoder with 2 rows of 16 numbers: mean, deviation and one lag
+pytestmark = [pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
 
 
 def learned(labels, size=320):
     "A byte-level tokenizer that has read lists of these labels."
-    lists = [f"{TAG_PROMPTS['text']} {'; '.join(np.random.default_rng(i).permutation(labels)).lower()}" for i in range(50)]
+    lists = [f"{TAG_PROMPTS['text']} {'; '.join(np.random.default_rng(i).permutation(labels)).lower()}"
+             for i in range(50)]
     return train_tokenizer([*lists, TAG_PROMPTS['table3']], size)
 
 
@@ -34,7 +34,8 @@ def captioner(tokenizer, seed=0, spread=.3, **settings):
     "An untrained captioner that is far from indifferent."
     torch.manual_seed(seed)
     encoder = MAEEncoder(MAEConfig(n_mels=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    model = Captioner.from_parts(encoder, dict(n_embd=32, n_layer=2, n_head=2, n_positions=128), tokenizer, prefix_length=2, lags=[1], **settings).eval()
+    model = Captioner.from_parts(encoder, dict(n_embd=32, n_layer=2, n_head=2, n_positions=128), tokenizer,
+                                 prefix_length=2, lags=[1], **settings).eval()
     with torch.no_grad():
         for p in model.decoder.transformer.parameters():
             if p.ndim > 1: p.normal_(std=spread)
@@ -50,38 +51,28 @@ def sounds(n, seed=0): return torch.from_numpy(np.random.default_rng(seed).stand
 def model(tokenizer): return captioner(tokenizer)
 
 
-def shared(*parts):
-    folder = shared_path() and shared_path()/'data'
-    if not folder or not folder.joinpath(*parts).exists(): pytest.skip(f'no {"/".join(parts)} beside the checkout')
-    return folder.joinpath(*parts)
-
-
 @pytest.fixture(scope='module')
-def audioset(): return pd.read_csv(shared('audioset', 'class_labels_indices.csv')).display_name.tolist()
-
-
-@pytest.fixture(scope='module')
-def gpt2s():
-    "GPT-2's own tokenizer."
-    folder = shared('gpt2_tokenizer', 'vocab.bpe').parent
-    return GPT2TokenizerFast(vocab=str(folder/'encoder.json'), merges=str(folder/'vocab.bpe'))
+def audioset(shared): return pd.read_csv(shared('audioset', 'class_labels_indices.csv')).display_name.tolist()
 
 
 # --- words
 
-MERGED = (')', '.') # ends of labels: `);` and `.;` are single tokens of a byte-level BPE, which takes punctuation together
+# ends of labels: `);` and `.;` are single tokens of a byte-level BPE, which takes punctuation together
+MERGED = (')', '.')
 
 def assert_one_way_of_writing(tokenizer, labels, prompt, split=()):
     "Whole sentences, tokenised at once, are what is written label by label; and what is written is read."
     tags, rng = TagVocabulary(tokenizer, labels, prompt), np.random.default_rng(0)
-    lists = [[i] for i in range(len(labels))] + [rng.permutation(len(labels))[:rng.integers(1, 7)].tolist() for _ in range(100)]
+    lists = [[i] for i in range(len(labels))] + [rng.permutation(len(labels))[:rng.integers(1, 7)].tolist()
+                                                 for _ in range(100)]
     for places in lists: assert tags.read(tokenizer.decode(tags.write(places))) == (places, [])
     lists = [p for p in lists if not any(labels[i].endswith(apart) for i in p for apart in split)]
     for places in lists:
         text = f"{TAG_PROMPTS.get(prompt, prompt)} {'; '.join(labels[i].lower() for i in places)}"
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert tags.begin + tags.write(places) == [tokenizer.bos_token_id, *ids]
-        assert tags.context(places) == [tokenizer.bos_token_id, *tokenizer(text + ';', add_special_tokens=False).input_ids]
+        assert tags.context(places) == [tokenizer.bos_token_id,
+                                        *tokenizer(text + ';', add_special_tokens=False).input_ids]
     assert tags.context() == tags.begin and tags.write([]) == []
     return tags
 
@@ -91,27 +82,31 @@ def test_written_and_read(tokenizer, prompt): assert_one_way_of_writing(tokenize
 
 
 @pytest.mark.parametrize('prompt', TAG_PROMPTS)
-def test_all_of_audioset_in_gpt2s_tokens(gpt2s, audioset, prompt):
-    tags = assert_one_way_of_writing(gpt2s, audioset, prompt, MERGED) # see below
+def test_all_of_audioset_in_gpt2s_tokens(gpt2_tokenizer, audioset, prompt):
+    tags = assert_one_way_of_writing(gpt2_tokenizer, audioset, prompt, MERGED) # see below
     assert len(tags.labels) == len(tags.place) == len({tuple(t) for t in tags.tokens}) == 527
     # every beginning of a closed label is a node of the tree, once, beside the root
-    beginnings = {tuple(row[:k]) for t in tags.tokens for close in (tags.more, tags.end) for row in [t + close] for k in range(1, len(row) + 1)}
+    beginnings = {tuple(row[:k]) for t in tags.tokens for close in (tags.more, tags.end) for row in [t + close]
+                  for k in range(1, len(row) + 1)}
     assert len(tags.trie.tokens) == 1 + len(beginnings) and tags.trie.paths.shape[0] == 2*527
-    assert len({path[path > 0][-1].item() for path in tags.trie.paths}) == 2*527, 'each label with each close ends in a leaf of its own'
+    leaves = {path[path > 0][-1].item() for path in tags.trie.paths}
+    assert len(leaves) == 2*527, 'each label with each close ends in a leaf of its own'
     labels = {tuple(t) for t in tags.tokens}
     assert len(tags.trie.inner) == len(beginnings) - 2*527 and sum(b in labels for b in beginnings) == 527
 
 
-def test_punctuation_before_a_semicolon_stays_apart(gpt2s, audioset):
+def test_punctuation_before_a_semicolon_stays_apart(gpt2_tokenizer, audioset):
     "GPT-2's own tokenizer joins `);` and `.;`; a label is always written with the same tokens, whatever closes it."
-    tags = TagVocabulary(gpt2s, audioset)
+    tags = TagVocabulary(gpt2_tokenizer, audioset)
     ending = [i for i, l in enumerate(audioset) if l.endswith(MERGED)]
     written = [tags.write([i, 0]) for i in ending]
     assert len(ending) == 26 and all(w[:len(tags.tokens[i])] == tags.tokens[i] for w, i in zip(written, ending))
-    assert all(len(w) == len(gpt2s(f' {audioset[i].lower()}; {audioset[0].lower()}', add_special_tokens=False).input_ids) + 1 for w, i in zip(written, ending))
+    assert all(len(w) == len(gpt2_tokenizer(f' {audioset[i].lower()}; {audioset[0].lower()}',
+                                   add_special_tokens=False).input_ids) + 1 for w, i in zip(written, ending))
 
 
-def test_all_of_audioset_in_tokens_of_our_own(audioset): assert_one_way_of_writing(learned(audioset, 800), audioset, 'text', MERGED)
+def test_all_of_audioset_in_tokens_of_our_own(audioset):
+    assert_one_way_of_writing(learned(audioset, 800), audioset, 'text', MERGED)
 
 
 def test_the_tree_of_a_few_labels(tags):
@@ -126,8 +121,9 @@ def test_read_takes_whole_names_once(tags):
     assert tags.read('') == ([], []) and tags.read('chirp') == ([], ['chirp'])
 
 
-def test_what_cannot_be_told_apart_is_refused(tokenizer):
-    with pytest.raises(LogocentricError, match="'a; b' contains a semicolon.*rename"): TagVocabulary(tokenizer, ['dog', 'a; b'])
+def test_what_cannot_be_written_apart_is_refused(tokenizer):
+    with pytest.raises(LogocentricError, match="'a; b' contains a semicolon.*rename"):
+        TagVocabulary(tokenizer, ['dog', 'a; b'])
     with pytest.raises(LogocentricError): TagVocabulary(tokenizer, ['Dog', 'dog'])
 
 
@@ -157,7 +153,9 @@ def test_next_tag_equals_naive_passes(tokenizer, tags, weight):
     model, features = captioner(tokenizer, word_weight=weight).double(), sounds(4).double()
     expected = np.stack([naive(model, tags, f, tags.context(c)) for f, c in zip(features, CONTEXTS)])
     assert expected.std() > 1 and np.abs(expected[0] - expected[1]).max() > .1
-    for size in (1, 3, 32): np.testing.assert_allclose(next_tag(model, features, tags, CONTEXTS, batch_size=size), expected, atol=1e-5, rtol=2e-6)
+    for size in (1, 3, 32):
+        np.testing.assert_allclose(next_tag(model, features, tags, CONTEXTS, batch_size=size), expected, atol=1e-5,
+                                   rtol=2e-6)
     alone = torch.cat([next_tag(model, f[None], tags, [c]) for f, c in zip(features, CONTEXTS)])
     np.testing.assert_allclose(alone, expected, atol=1e-5, rtol=2e-6)
 
@@ -176,14 +174,16 @@ def test_words_weigh(tokenizer, tags):
     assert (next_tag(a, sounds(2), tags) - next_tag(b, sounds(2), tags)).abs().max() > .01
 
 
-def test_all_of_audioset_equals_naive_passes(gpt2s, audioset):
-    model, tags = captioner(gpt2s, spread=.1), TagVocabulary(gpt2s, audioset)
-    features, picked = sounds(2), sorted({*range(0, 527, 40), *(audioset.index(l) for l in ('Chirp, tweet', 'Bell', 'Rain on surface', 'Music'))})
-    few = TagVocabulary(gpt2s, [audioset[i] for i in picked])
+def test_all_of_audioset_equals_naive_passes(gpt2_tokenizer, audioset):
+    model, tags = captioner(gpt2_tokenizer, spread=.1), TagVocabulary(gpt2_tokenizer, audioset)
+    named = ('Chirp, tweet', 'Bell', 'Rain on surface', 'Music')
+    features, picked = sounds(2), sorted({*range(0, 527, 40), *map(audioset.index, named)})
+    few = TagVocabulary(gpt2_tokenizer, [audioset[i] for i in picked])
     contexts = [(), (audioset.index('Dog'), 0)]
     found = next_tag(model, features, tags, contexts)
     assert found.shape == (2, 527, 2)
-    for f, c, row in zip(features, contexts, found): np.testing.assert_allclose(row[picked], naive(model, few, f, tags.context(c)), atol=1e-4)
+    for f, c, row in zip(features, contexts, found):
+        np.testing.assert_allclose(row[picked], naive(model, few, f, tags.context(c)), atol=1e-4)
     assert (found.double().exp().sum((1, 2)) <= 1 + 1e-5).all()
 
 
@@ -206,7 +206,7 @@ def test_a_label_that_begins_another_is_closed(tokenizer, tags, model):
     assert both.exp().sum() < np.exp(open_) + 1e-6
 
 
-# --- walks
+# --- sampled lists
 
 @pytest.fixture(scope='module')
 def three():
@@ -217,7 +217,7 @@ def three():
     return model, tags, features, [enumerated(model, tags, f) for f in features]
 
 
-def enumerated(model, tags, f, longest=9):
+def enumerated(model, tags, f, max_labels=9):
     "Probability that a label is said, from all ordered lists; and the mean length."
     n = len(tags.labels)
     lists = [c for k in range(n) for c in permutations(range(n), k)]
@@ -230,42 +230,43 @@ def enumerated(model, tags, f, longest=9):
         for i, (more, end) in zip(free, p):
             said[i] += weight*(more + end)
             number += weight*(more + end)
-            if len(context) + 1 < min(n, longest): go((*context, i), weight*more)
+            if len(context) + 1 < min(n, max_labels): go((*context, i), weight*more)
     go((), 1.)
     return said, number
 
 
-def test_walks_agree_with_all_lists(three):
-    "Each walk's share is binomial at worst: five deviations of that; `inclusion` adds up expectations and varies less."
+def test_samples_agree_with_all_lists(three):
+    "A share of lists is binomial at worst: five deviations of that; `inclusion` adds up expectations and varies less."
     model, tags, features, exact = three
-    draws = 4000
-    walks = sample_tags(model, features, tags, draws)
+    n_samples = 4000
+    samples = sample_tags(model, features, tags, n_samples)
     for i, (said, number) in enumerate(exact):
-        bound = 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/draws)
+        bound = 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/n_samples)
         assert 0 < said.min() and said.max() < 1 + 1e-9 and 1 <= number <= 3
-        assert (np.abs(walks.sampled[i] - said) < bound).all() and (np.abs(walks.inclusion[i] - said) < bound).all()
-        assert abs(walks.number[i] - number) < 5*np.sqrt(1/draws)
+        assert (np.abs(samples.sampled[i] - said) < bound).all() and (np.abs(samples.inclusion[i] - said) < bound).all()
+        assert abs(samples.number[i] - number) < 5*np.sqrt(1/n_samples)
 
 
-def test_few_walks_are_right_on_average(three):
+def test_few_samples_are_right_on_average(three):
     model, tags, features, exact = three
     several = [sample_tags(model, features, tags, 4, seed) for seed in range(60)]
     for i, (said, _) in enumerate(exact):
         for how in ('sampled', 'inclusion'):
-            assert (np.abs(np.mean([getattr(w, how)[i] for w in several], 0) - said) < 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/240)).all(), how
+            error = np.abs(np.mean([getattr(w, how)[i] for w in several], 0) - said)
+            assert (error < 5*np.sqrt(np.maximum(said*(1 - said), 1e-4)/240)).all(), how
         spread = {how: np.std([getattr(w, how)[i] for w in several], 0).sum() for how in ('sampled', 'inclusion')}
         assert spread['inclusion'] < spread['sampled']
 
 
-def test_a_walk_of_one_label_is_its_probability(three):
+def test_a_list_of_one_label_is_its_probability(three):
     model, tags, features, _ = three
     first = next_tag(model, features, tags).double().exp().sum(-1).numpy()
-    walks = sample_tags(model, features, tags, 4, longest=1)
-    np.testing.assert_allclose(walks.inclusion, first/first.sum(1, keepdims=True), atol=1e-6)
-    assert (walks.number == 1).all()
+    samples = sample_tags(model, features, tags, 4, max_labels=1)
+    np.testing.assert_allclose(samples.inclusion, first/first.sum(1, keepdims=True), atol=1e-6)
+    assert (samples.number == 1).all()
 
 
-def test_walks_repeat_and_never_say_a_label_twice(model, tags):
+def test_samples_repeat_and_never_say_a_label_twice(model, tags):
     features = sounds(5)
     a, b, other = (sample_tags(model, features, tags, 8, seed) for seed in (0, 0, 1))
     assert all(np.array_equal(x, y) for x, y in zip(a, b)) and not np.array_equal(a.sampled, other.sampled)
@@ -276,16 +277,16 @@ def test_walks_repeat_and_never_say_a_label_twice(model, tags):
 
 
 @pytest.mark.parametrize('longest', [1, 2, 4, 99])
-def test_no_walk_is_longer_than_told(model, tags, longest, monkeypatch):
+def test_no_list_is_longer_than_asked(model, tags, longest, monkeypatch):
     import logocentric.reasoner.tagging as module
     seen = []
     def spy(model, features, tags, contexts, **kwargs):
         seen.extend(contexts)
         return next_tag(model, features, tags, contexts, **kwargs)
     monkeypatch.setattr(module, 'next_tag', spy)
-    walks = sample_tags(model, sounds(4), tags, 6, longest=longest)
+    samples = sample_tags(model, sounds(4), tags, 6, max_labels=longest)
     assert max(map(len, seen)) < min(longest, len(LABELS)) and all(len(set(c)) == len(c) for c in seen)
-    assert (1 <= walks.number).all() and walks.number.max() <= min(longest, len(LABELS))
+    assert (1 <= samples.number).all() and samples.number.max() <= min(longest, len(LABELS))
 
 
 # --- decoding and scores
@@ -293,7 +294,8 @@ def test_no_walk_is_longer_than_told(model, tags, longest, monkeypatch):
 def test_say_tags_reads_the_captioners_own_words(model, tags, monkeypatch):
     said = decode_tags(model, sounds(5), tags, batch_size=2, max_new_tokens=12)
     assert len(said) == 5 and said == decode_tags(model, sounds(5), tags, max_new_tokens=12)
-    written = iter([tags.write([3, 0]) + tags.more + tags.tokenizer(' a cat; rain', add_special_tokens=False).input_ids, tags.write([5])])
+    written = iter([tags.write([3, 0]) + tags.more + tags.tokenizer(' a cat; rain', add_special_tokens=False).input_ids,
+                    tags.write([5])])
     def generate(audio, input_ids, **kwargs): return torch.cat([input_ids, torch.tensor([next(written)])], 1)
     monkeypatch.setattr(model, 'generate', generate)
     assert decode_tags(model, sounds(2), tags, batch_size=1) == [([3, 0, 4], ['a cat']), ([5], [])]
@@ -301,21 +303,23 @@ def test_say_tags_reads_the_captioners_own_words(model, tags, monkeypatch):
 
 def test_score_tags_keeps_every_rule(model, tags, monkeypatch):
     features = sounds(3)
-    scores, unknown = score_tags(model, features, tags, draws=4)
-    walks = sample_tags(model, features, tags, 4)
-    assert set(scores) == set(TAG_RULES) and all(s.shape == (3, len(LABELS)) for s in scores.values()) and 0 <= unknown <= 1
+    scores, unknown = score_tags(model, features, tags, n_samples=4)
+    samples = sample_tags(model, features, tags, 4)
+    assert set(scores) == set(TAG_RULES) and all(s.shape == (3, len(LABELS)) for s in scores.values())
+    assert 0 <= unknown <= 1
     np.testing.assert_allclose(scores['first'], next_tag(model, features, tags).exp().sum(-1), atol=1e-6)
-    np.testing.assert_allclose(scores['count'], scores['first']*walks.number[:, None])
-    assert np.array_equal(scores['sampled'], walks.sampled) and np.array_equal(scores['inclusion'], walks.inclusion)
+    np.testing.assert_allclose(scores['count'], scores['first']*samples.number[:, None])
+    assert np.array_equal(scores['sampled'], samples.sampled) and np.array_equal(scores['inclusion'], samples.inclusion)
     import logocentric.reasoner.tagging as module
-    monkeypatch.setattr(module, 'say_tags', lambda *args, **kwargs: [tags.read(t) for t in ('dog; a cat', 'a cow', 'bell; rain')])
-    scores, unknown = score_tags(model, features, tags, draws=2)
+    said = [tags.read(t) for t in ('dog; a cat', 'a cow', 'bell; rain')]
+    monkeypatch.setattr(module, 'decode_tags', lambda *args, **kwargs: said)
+    scores, unknown = score_tags(model, features, tags, n_samples=2)
     assert unknown == 2/5 and np.array_equal(scores['decoded'], multi_hot([[0], [], [1, 4]], len(LABELS)))
 
 
 # --- batches
 
-def test_noise_is_as_told():
+def test_noise_is_as_asked():
     x = np.random.default_rng(0).standard_normal((4000, 3))*[1, 10, .1] + 5
     rng = np.random.default_rng(1)
     made = TagInputs(x, 'features', noise=.3).batch(range(4000), rng)
@@ -323,7 +327,8 @@ def test_noise_is_as_told():
     np.testing.assert_allclose(off.std(0), .3*x.std(0), rtol=.05)
     assert (np.abs(off.mean(0)) < 5*.3*x.std(0)/np.sqrt(4000)).all() and abs(np.corrcoef(off.T)[0, 1]) < .1
     plain = TagInputs(x, 'features', ids=[f'c{i}' for i in range(4000)]).batch([3, 1], rng)
-    assert torch.equal(plain['features'], torch.from_numpy(x[[3, 1]].astype(np.float32))) and plain['id'] == ['c3', 'c1']
+    assert torch.equal(plain['features'], torch.from_numpy(x[[3, 1]].astype(np.float32)))
+    assert plain['id'] == ['c3', 'c1']
     assert TagInputs(list(x[:2].reshape(2, 3, 1)), 'logmel').batch([1], rng)['logmel'].shape == (1, 3, 1)
 
 
@@ -333,27 +338,32 @@ def test_pairs_are_shuffled_by_the_draw(tags):
         rng, found = np.random.default_rng(seed), []
         for _ in range(8):
             batch = pairs.batch([0, 1], rng)
-            found.append(tuple(tags.read(tags.tokenizer.decode(batch['input_ids'][0][len(tags.begin):], skip_special_tokens=True)).places))
+            found.append(tuple(tags.read(tags.tokenizer.decode(batch['input_ids'][0][len(tags.begin):],
+                                                               skip_special_tokens=True)).places))
         return found
     assert orders(0) == orders(0) != orders(1) and len(set(orders(0))) > 4
-    assert all(sorted(o) == [0, 1, 2, 3, 4, 5] for o in orders(0)) and pairs.places == [[0, 1, 2, 3, 4, 5], [3]] and len(pairs) == 2
+    assert all(sorted(o) == [0, 1, 2, 3, 4, 5] for o in orders(0)) and pairs.places == [[0, 1, 2, 3, 4, 5], [3]]
+    assert len(pairs) == 2
 
 
 def test_only_labels_and_end_are_to_be_predicted(tags):
     batch, begin = tags.batch([[0, 3], [4]]), len(tags.begin)
     for row, places in enumerate([[0, 3], [4]]):
-        told = tags.write(places) + tags.end
-        assert (batch['labels'][row, :begin] == -100).all() and batch['labels'][row, begin:begin + len(told)].tolist() == told
-        assert (batch['labels'][row, begin + len(told):] == -100).all() and batch['attention_mask'][row].sum() == begin + len(told)
-        assert batch['input_ids'][row, :begin + len(told)].tolist() == tags.begin + told
+        written = tags.write(places) + tags.end
+        assert (batch['labels'][row, :begin] == -100).all()
+        assert batch['labels'][row, begin:begin + len(written)].tolist() == written
+        assert (batch['labels'][row, begin + len(written):] == -100).all()
+        assert batch['attention_mask'][row].sum() == begin + len(written)
+        assert batch['input_ids'][row, :begin + len(written)].tolist() == tags.begin + written
 
 
 def test_lengths_have_to_agree(tags):
-    heard = TagInputs(sounds(3).numpy(), 'features')
-    with pytest.raises(LogocentricError, match='3 sounds, and tags of 2'): TagPairs(heard, [[0], [1]], tags)
-    with pytest.raises(LogocentricError, match='3 sounds and 2 rows of targets'): TargetPairs(heard, np.zeros((2, 6)))
-    batch = TargetPairs(heard, multi_hot([[0], [], [1, 5]], 6)).batch([2, 0], np.random.default_rng(0))
-    assert batch['targets'].tolist() == [[0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]] and batch['targets'].dtype == torch.float32 and batch['id'] == ['2', '0']
+    inputs = TagInputs(sounds(3).numpy(), 'features')
+    with pytest.raises(LogocentricError, match='3 sounds, and tags of 2'): TagPairs(inputs, [[0], [1]], tags)
+    with pytest.raises(LogocentricError, match='3 sounds and 2 rows of targets'): TargetPairs(inputs, np.zeros((2, 6)))
+    batch = TargetPairs(inputs, multi_hot([[0], [], [1, 5]], 6)).batch([2, 0], np.random.default_rng(0))
+    assert batch['targets'].tolist() == [[0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]]
+    assert batch['targets'].dtype == torch.float32 and batch['id'] == ['2', '0']
 
 
 # --- the direct classifier
@@ -363,10 +373,10 @@ def direct(request, tokenizer):
     model = captioner(tokenizer)
     model.prefix.mean.normal_(); model.prefix.std.uniform_(.5, 2)
     torch.manual_seed(1)
-    return model, SigmoidTagger.beside(model, LABELS, request.param).eval()
+    return model, SigmoidTagger.from_captioner(model, LABELS, request.param).eval()
 
 
-def test_sigmoids_hear_as_the_captioner_does(direct):
+def test_sigmoids_have_the_captioners_features(direct):
     model, tagger = direct
     logmel = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 64, 32))).float()
     mask = torch.arange(64)[None] < torch.tensor([[64], [32]])
@@ -374,8 +384,10 @@ def test_sigmoids_hear_as_the_captioner_does(direct):
         features = model.encode(logmel, mask)
         assert features.shape == (2, FEATURES) and torch.equal(features, tagger.encode(logmel, mask))
         logits = tagger(logmel=logmel, frame_mask=mask).logits
-        assert torch.equal(logits, tagger(features=features).logits) and torch.equal(logits, tagger.log_odds(features)) and logits.shape == (2, len(LABELS))
-    assert torch.equal(tagger.mean, model.prefix.mean) and torch.equal(tagger.std, model.prefix.std) and tagger(features=features).loss is None
+        assert torch.equal(logits, tagger(features=features).logits) and torch.equal(logits, tagger.log_odds(features))
+        assert logits.shape == (2, len(LABELS))
+    assert torch.equal(tagger.mean, model.prefix.mean) and torch.equal(tagger.std, model.prefix.std)
+    assert tagger(features=features).loss is None
 
 
 def test_loss_is_sklearns_summed_over_labels(direct):
@@ -386,7 +398,7 @@ def test_loss_is_sklearns_summed_over_labels(direct):
     assert out.loss.item() == pytest.approx(sum(by_label), rel=1e-4)
 
 
-def test_sigmoids_travel_with_their_tags(direct, tmp_path):
+def test_sigmoids_are_saved_with_their_tags(direct, tmp_path):
     _, tagger = direct
     tagger.save_pretrained(tmp_path)
     with warnings.catch_warnings():
@@ -397,5 +409,5 @@ def test_sigmoids_travel_with_their_tags(direct, tmp_path):
     with torch.no_grad(): assert torch.equal(again.eval().log_odds(sounds(3)), tagger.log_odds(sounds(3)))
 
 
-def test_sigmoids_refuse_features_of_another_ear(direct):
+def test_sigmoids_refuse_features_of_another_encoder(direct):
     with pytest.raises(RuntimeError, match='size'): direct[1].log_odds(sounds(2)[:, :-1])

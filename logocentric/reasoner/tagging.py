@@ -7,44 +7,57 @@ __all__ = ['TAG_PROMPTS', 'TAG_RULES', 'TagVocabulary', 'TagList', 'multi_hot', 
            'next_tag', 'TagSamples', 'sample_tags', 'decode_tags', 'TagScores', 'score_tags', 'SigmoidConfig',
            'SigmoidTagger', 'TargetPairs']
 
-# %% ../../nbs/69_tagging.ipynb #e779e46d
+# %% ../../nbs/69_tagging.ipynb #7f9edeb0
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
+
+# %% ../../nbs/69_tagging.ipynb #7be1461f
+from ..captioner.model import Captioner
+from ..core import LogocentricError, halve_on_oom, progress
+from ..data.clips import sound_mask
+from ..encoder.mae import MAEConfig, MAEEncoder
+from .model import Reasoner, Trie, label_tokens, label_words, left_pad, tf32
+
+# %% ../../nbs/69_tagging.ipynb #c047712c
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import ModelOutput
-from ..captioner.model import Captioner
-from ..data.clipset import sound_mask
-from ..core import LogocentricError
-from ..memory import halve_on_oom
-from ..cache import progress
-from ..encoder.mae import MAEConfig, MAEEncoder
-from .model import Reasoner, Trie, label_tokens, label_words, left_pad, tf32
 
 # %% ../../nbs/69_tagging.ipynb #fa4589c0
 TAG_PROMPTS = {'text': 'The audio sounds like', 'table3': 'The audio feels like'}
 
-# %% ../../nbs/69_tagging.ipynb #b50a84e4
+# %% ../../nbs/69_tagging.ipynb #6a885fa4
+def _as_words(labels): # of a sentence
+    if odd := [l for l in labels if ';' in l]:
+        raise LogocentricError(f'{odd[0]!r} contains a semicolon, which stands between labels: rename it')
+    return label_words(labels)
+
+# %% ../../nbs/69_tagging.ipynb #99dfda37
+def _distinct(tokens): # of each label
+    if twins := len(tokens) - len({tuple(t) for t in tokens}):
+        raise LogocentricError(f'{twins} labels have the tokens of another: rename them')
+    return tokens
+
+# %% ../../nbs/69_tagging.ipynb #e1341de0
 class TagVocabulary:
     "Labels as a tokenizer writes them behind a prompt, closed by a semicolon or by the end of the text."
     def __init__(self,
                  tokenizer: PreTrainedTokenizerBase,
-                 labels: list[str],    # names, none with a semicolon
-                 prompt: str = 'text'  # a name in `TAG_PROMPTS`, or words of one's own
+                 labels: list[str],   # names
+                 prompt: str = 'text' # a name in `TAG_PROMPTS`, or words
                 ):
-        if odd := [l for l in labels if ';' in l]: raise LogocentricError(f'{odd[0]!r} contains a semicolon, which stands between labels: rename it')
         ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
-        self.labels, self.words, self.tokenizer = list(labels), label_words(labels), tokenizer
-        self.tokens, self.more, self.end = label_tokens(tokenizer, labels), ids(';'), [tokenizer.eos_token_id]
+        self.labels, self.words, self.tokenizer = list(labels), _as_words(labels), tokenizer
+        self.more, self.end = ids(';'), [tokenizer.eos_token_id]
         self.begin = [tokenizer.bos_token_id, *ids(TAG_PROMPTS.get(prompt, prompt))]
+        self.tokens = _distinct(label_tokens(tokenizer, labels))
+        self.trie = Trie([row + close for row in self.tokens for close in (self.more, self.end)])
         self.place = {word: i for i, word in enumerate(self.words)}
-        self.trie = Trie([row + close for row in self.tokens for close in (self.more, self.end)]) # all labels with both closes
-        if twins := len(self.tokens) - len({tuple(t) for t in self.tokens}): raise LogocentricError(f'{twins} labels have the tokens of another: rename them')
 
-# %% ../../nbs/69_tagging.ipynb #6a885fa4
+# %% ../../nbs/69_tagging.ipynb #14da2bb7
 @patch
 def write(self: TagVocabulary,
           places: list[int] # which labels, in the order in which they are said
@@ -52,108 +65,140 @@ def write(self: TagVocabulary,
     "Labels as text, a semicolon between each two."
     return [t for k, i in enumerate(places) for t in [*(self.more if k else []), *self.tokens[i]]]
 
+# %% ../../nbs/69_tagging.ipynb #6a5cba04
 @patch
 def context(self: TagVocabulary, places: list[int] = ()) -> list[int]:
     "Prompt and some labels, up to where the next one begins."
     return self.begin + self.write(places) + (self.more if len(places) else [])
 
-# %% ../../nbs/69_tagging.ipynb #99dfda37
+# %% ../../nbs/69_tagging.ipynb #6ec2e36b
 class TagList(NamedTuple):
     "What a text names."
     places: list[int]  # labels, in order, each once
     unknown: list[str] # what is no label
 
+# %% ../../nbs/69_tagging.ipynb #8696aa43
 @patch
 def read(self: TagVocabulary, text: str) -> TagList:
     "Labels that a text names."
     words = [w.strip() for w in text.lower().split(';')]
-    return TagList(list(dict.fromkeys(self.place[w] for w in words if w in self.place)), [w for w in words if w and w not in self.place])
+    known = dict.fromkeys(self.place[w] for w in words if w in self.place)
+    return TagList(list(known), [w for w in words if w and w not in self.place])
 
-# %% ../../nbs/69_tagging.ipynb #6ec2e36b
-def multi_hot(several: list[list[int]], # places of labels, a list each clip
-          n_labels: int
-         ) -> np.ndarray:           # (clips, labels) bool
+# %% ../../nbs/69_tagging.ipynb #ed308faf
+def multi_hot(lists: list[list[int]], # places of labels, a list each clip
+              n_labels: int
+             ) -> np.ndarray:         # (clips, labels) bool
     "Which labels are in each list."
-    table = np.zeros((len(several), n_labels), bool)
-    for row, places in zip(table, several): row[list(places)] = True
+    table = np.zeros((len(lists), n_labels), bool)
+    for row, places in zip(table, lists): row[list(places)] = True
     return table
 
 # %% ../../nbs/69_tagging.ipynb #ba49bb0e
 class TagInputs:
-    "What is heard of clips, as batches."
+    "What a model is given of each clip, as batches."
     def __init__(self,
-                 sounds,            # (n, features) array, or n pictures (frames, mels), natural log, memory-mapped or not
+                 sounds,            # (n, features) array, or n log-mels (frames, mels), memory-mapped or not
                  what: str,         # what they are to a model: `features` or `logmel`
                  ids: list[str] | None = None, # names of the clips, for error messages
                  noise: float = 0., # deviation of the noise, in units of each feature's own
-                 frames=None        # (n,) how many frames of each picture are sound; all of them by default
+                 frames=None        # (n,) how many frames of each log-mel are sound; all of them by default
                 ):
         self.sounds, self.what, self.frames = sounds, what, frames
         self.ids = list(ids) if ids is not None else [str(i) for i in range(len(sounds))]
         self.scale = noise*np.asarray(sounds).std(0) if noise else None
 
-    def __len__(self): return len(self.sounds)
-
 # %% ../../nbs/69_tagging.ipynb #de0c4865
 @patch
-def batch(self: TagInputs, indices: list[int], rng: np.random.Generator) -> dict:
-    "A batch: what is heard, which frames of it are sound where not all are, and id."
+def __len__(self: TagInputs): return len(self.sounds)
+
+# %% ../../nbs/69_tagging.ipynb #3242e415
+@patch
+def _mask(self: TagInputs, indices, many): # (b, many) bool, True where there is sound; `None` where that is everywhere
+    return None if self.frames is None else sound_mask([self.frames[i] for i in indices], many)
+
+# %% ../../nbs/69_tagging.ipynb #eb567012
+@patch
+def batch(self: TagInputs,
+          indices: list[int],      # of clips
+          rng: np.random.Generator # of the noise
+         ) -> dict:                # the input, `id`, and `frame_mask` (b, frames) where not all frames are sound
+    "A batch of clips."
     x = np.stack([self.sounds[i] for i in indices]).astype(np.float32)
     if self.scale is not None: x += self.scale*rng.standard_normal(x.shape, np.float32)
-    mask = None if self.frames is None else sound_mask([self.frames[i] for i in indices], x.shape[1])
-    return {self.what: torch.from_numpy(x), 'id': [self.ids[i] for i in indices]} | ({} if mask is None else dict(frame_mask=mask))
+    made, mask = {self.what: torch.from_numpy(x), 'id': [self.ids[i] for i in indices]}, self._mask(indices, x.shape[1])
+    return made if mask is None else made | dict(frame_mask=mask)
 
 # %% ../../nbs/69_tagging.ipynb #a928fa6d
-class TagPairs:
-    "Sounds and their tags, as batches for training a captioner."
-    def __init__(self,
-                 heard: TagInputs,
-                 places: list[list[int]], # the labels of each clip
-                 tags: TagVocabulary):
-        if len(heard) != len(places): raise LogocentricError(f'{len(heard)} sounds, and tags of {len(places)}: give one list a clip')
-        self.heard, self.places, self.tags = heard, [list(p) for p in places], tags
+def _padded(rows, value): # tensors of token ids, what to pad them with -> ids and mask (b, longest)
+    pad = lambda rows, value: nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    return pad(rows, value), pad([torch.ones_like(r) for r in rows], 0)
 
-    def __len__(self): return len(self.places)
-
-    def batch(self, indices: list[int], rng: np.random.Generator) -> dict:
-        return self.heard.batch(indices, rng) | self.tags.batch([list(rng.permutation(self.places[i])) for i in indices])
-
-# %% ../../nbs/69_tagging.ipynb #5ca7ea79
+# %% ../../nbs/69_tagging.ipynb #f7d0ad8d
 @patch
-def batch(self: TagVocabulary, several: list[list[int]]) -> dict: # input_ids, attention_mask, labels: each (b, longest)
+def batch(self: TagVocabulary, lists: list[list[int]]) -> dict: # input_ids, attention_mask, labels: each (b, longest)
     "Lists of labels as a padded batch: prompt, labels, end; only labels and end are to be predicted."
-    rows = [torch.tensor(self.begin + self.write(places) + self.end) for places in several]
-    pad = nn.utils.rnn.pad_sequence
-    mask = pad([torch.ones_like(r) for r in rows], batch_first=True)
-    ids = pad(rows, batch_first=True, padding_value=self.tokenizer.eos_token_id)
+    rows = [torch.tensor(self.begin + self.write(places) + self.end) for places in lists]
+    ids, mask = _padded(rows, self.tokenizer.eos_token_id)
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :len(self.begin)] = -100
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
+# %% ../../nbs/69_tagging.ipynb #1f9bb0db
+class TagPairs:
+    "Sounds and their tags, as batches for training a captioner."
+    def __init__(self,
+                 inputs: TagInputs,
+                 places: list[list[int]], # the labels of each clip
+                 tags: TagVocabulary):
+        if len(inputs) != len(places):
+            raise LogocentricError(f'{len(inputs)} sounds, and tags of {len(places)}: give one list a clip')
+        self.inputs, self.places, self.tags = inputs, [list(p) for p in places], tags
+
+    def __len__(self): return len(self.places)
+
+# %% ../../nbs/69_tagging.ipynb #9ef35447
+@patch
+def batch(self: TagPairs, indices: list[int], rng: np.random.Generator) -> dict:
+    "Inputs of some clips, and their tags in an order of their own."
+    inputs = self.inputs.batch(indices, rng)
+    return inputs | self.tags.batch([list(rng.permutation(self.places[i])) for i in indices])
+
 # %% ../../nbs/69_tagging.ipynb #0238e0ba
 class CaptionerScorer(Reasoner):
-    "A captioner as a reasoner: in front of each prompt stands what is heard, or GPT-2 looks at it."
+    "A captioner as a reasoner: each prompt is preceded by a sound, or GPT-2 attends to it."
     def __init__(self,
                  model: Captioner,
                  audio: torch.Tensor # (prompts, prefix_length, width), or what another bridge gives
                 ):
-        self.model, self.tokenizer = model.decoder, model.tokenizer    # not frozen: the captioner may go on learning
+        self.model, self.tokenizer = model.decoder, model.tokenizer # not frozen: the captioner may be trained further
         self.bridge, self.audio = model.prefix, model.prefix.precompute(audio)
         self.evidence = model.evidence(audio)[:, None] if model.config.word_weight else 0.
 
-    def _read(self, prompts):
-        batch = {k: v.to(self.audio.device) for k, v in left_pad(prompts, self.tokenizer.eos_token_id).items()}
-        prefix = self.bridge.vectors(self.audio)
-        x = torch.cat([prefix, self.model.transformer.wte(batch['input_ids'])], 1)                           # (b, prefix + text, width)
-        mask = torch.cat([batch['attention_mask'].new_ones(prefix.shape[:2]), batch['attention_mask']], 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with self.bridge.attending(self.model.transformer, self.audio):
-            out = self.model.transformer(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=True)
-        logits = self.model.lm_head(out.last_hidden_state[:, -1:]) + self.evidence
-        return logits, dict(attention_mask=mask, position_ids=positions), out.past_key_values
+# %% ../../nbs/69_tagging.ipynb #7e078300
+@patch
+def _prefixed(self: CaptionerScorer, prompts):
+    "Embeddings of prefix and prompt (b, prefix + text, width), their mask and positions (b, prefix + text)."
+    batch = {k: v.to(self.audio.device) for k, v in left_pad(prompts, self.tokenizer.eos_token_id).items()}
+    prefix = self.bridge.vectors(self.audio)
+    x = torch.cat([prefix, self.model.transformer.wte(batch['input_ids'])], 1)
+    mask = torch.cat([batch['attention_mask'].new_ones(prefix.shape[:2]), batch['attention_mask']], 1)
+    return x, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
-    def _read_on(self, trie, nodes, batch, cache):
-        with self.bridge.attending(self.model.transformer, self.audio): return super()._read_on(trie, nodes, batch, cache) + self.evidence
+# %% ../../nbs/69_tagging.ipynb #48a4b19f
+@patch
+def _read(self: CaptionerScorer, prompts):
+    x, mask, positions = self._prefixed(prompts)
+    with self.bridge.attending(self.model.transformer, self.audio):
+        out = self.model.transformer(inputs_embeds=x, attention_mask=mask, position_ids=positions, use_cache=True)
+    logits = self.model.lm_head(out.last_hidden_state[:, -1:]) + self.evidence
+    return logits, dict(attention_mask=mask, position_ids=positions), out.past_key_values
+
+# %% ../../nbs/69_tagging.ipynb #bf53bc84
+@patch
+def _read_on(self: CaptionerScorer, trie, nodes, batch, cache):
+    with self.bridge.attending(self.model.transformer, self.audio):
+        return Reasoner._read_on(self, trie, nodes, batch, cache) + self.evidence
 
 # %% ../../nbs/69_tagging.ipynb #0eb73447
 @patch
@@ -161,114 +206,138 @@ def closed(self: TagVocabulary, logp: torch.Tensor) -> torch.Tensor: # (b, nodes
     "Log-probabilities of labels with each close from those of the nodes of the trie."
     return rearrange(logp[:, self.trie.paths].sum(-1), 'b (labels closes) -> b labels closes', closes=2)
 
+# %% ../../nbs/69_tagging.ipynb #157d98c0
+def _closed_tags(model, features, tags, rows): # rows of token ids, one a sound -> (b, labels, 2)
+    scorer = CaptionerScorer(model, model.prefix(features.to(model.device)))
+    with tf32(model.device): return tags.closed(scorer._packed(rows, tags.trie))
+
 # %% ../../nbs/69_tagging.ipynb #933c98ec
+def _by_length(rows, batch_size): # numbers of rows, those of similar length together
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+
+def _shown(parts, desc): return progress(parts, desc=desc, unit='batch') if desc else parts
+
+# %% ../../nbs/69_tagging.ipynb #0a30ce37
 @torch.inference_mode()
 def next_tag(model: Captioner,
-             features: torch.Tensor,                    # (n, features), as `Captioner.encode` gives them
+             features: torch.Tensor, # (n, features), as `Captioner.encode` gives them
              tags: TagVocabulary,
-             contexts: list[list[int]] | None = None,   # labels already said of each, by place; none by default
-             batch_size: int = 32, desc: str = ''       # rows at a time; name on the progress bar, none without one
-            ) -> torch.Tensor:                          # (n, labels, 2) log-probabilities: with more to follow, and as the last one
-    "How likely each label is to be said next, exactly."
-    rows, model = [tags.context(c) for c in (contexts or [()]*len(features))], model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+             contexts: list[list[int]] | None = None, # places of labels said before; none by default
+             batch_size: int = 32, desc: str = ''     # rows at a time; name on the progress bar, if any
+            ) -> torch.Tensor: # (n, labels, 2) log-probabilities: with more to follow, as the last
+    "How likely each label is to come next, exactly."
+    rows = [tags.context(c) for c in (contexts or [()]*len(features))]
     found = torch.zeros(len(rows), len(tags.labels), 2)
-    parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-    def read(part):
-        listener = CaptionerScorer(model, model.prefix(features[part].to(model.device)))
-        with tf32(model.device): return tags.closed(listener._packed([rows[i] for i in part], tags.trie))
-    for part in progress(parts, desc=desc, unit='batch') if desc else parts: found[part] = torch.cat(halve_on_oom(read, part, 'sounds'))
+    read = lambda part: _closed_tags(model.eval(), features[part], tags, [rows[i] for i in part])
+    for part in _shown(_by_length(rows, batch_size), desc): found[part] = torch.cat(halve_on_oom(read, part, 'sounds'))
     return found
 
 # %% ../../nbs/69_tagging.ipynb #e2f3735c
-def _spread(p, m, rng): # m places drawn from probabilities, evenly spread
-    return np.searchsorted(np.cumsum(p)/p.sum(), (rng.random() + np.arange(m))/m).clip(max=len(p) - 1)
-
-def _open(p, contexts): # probabilities of what has not been said, (n, labels, 2)
+def _remaining(p, contexts): # (n, labels, 2) probabilities of what has not been said
     for row, said in zip(p, contexts): row[list(said)] = 0
     return p/np.maximum(p.sum((1, 2), keepdims=True), 1e-30)
 
 # %% ../../nbs/69_tagging.ipynb #40e65bb3
-class TagSamples(NamedTuple):
-    "What walks through lists of labels have met."
-    sampled: np.ndarray   # (clips, labels) share of the walks that said a label
-    inclusion: np.ndarray # (clips, labels) probability of every label at every step, added up
-    number: np.ndarray    # (clips,) labels said in a walk, on average
+def _spread(p, m, rng): # m places drawn from probabilities, evenly spread
+    return np.searchsorted(np.cumsum(p)/p.sum(), (rng.random() + np.arange(m))/m).clip(max=len(p) - 1)
 
-def _step(p, keys, alive, samples, rng):
-    "What every walk says, and where those are that go on."
+# %% ../../nbs/69_tagging.ipynb #0f95d779
+class TagSamples(NamedTuple):
+    "What sampled lists of labels say, over all lists of a clip."
+    sampled: np.ndarray   # (clips, labels) share of the lists that say a label
+    inclusion: np.ndarray # (clips, labels) probability of every label at every step, added up
+    number: np.ndarray    # (clips,) labels in a list, on average
+
+# %% ../../nbs/69_tagging.ipynb #7766139f
+def _step(p, alive, samples, rng):
+    "Sample the next label of every list, and return those that go on: (clip, labels said) -> number of lists."
     on = {}
-    for (i, said), row in zip(keys, p):
-        m = alive[i, said]
+    for ((i, said), m), row in zip(alive.items(), p):
         places, closes = np.divmod(_spread(row.reshape(-1), m, rng), 2)
         samples.inclusion[i] += m*row.sum(1)
         np.add.at(samples.sampled[i], places, 1)
         for place in places[closes == 0].tolist(): on[i, (*said, place)] = on.get((i, (*said, place)), 0) + 1
     return on
 
-# %% ../../nbs/69_tagging.ipynb #acdcffd6
-def sample_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
-              draws: int = 8, seed: int = 0, # walks of each clip, and the seed of the draw
-              longest: int = 12,             # labels of a walk
-              desc: str = ''                 # name on the progress bars; none without one
-             ) -> TagSamples:
-    "Walk through lists of labels of each clip."
-    shape, rng = (len(features), len(tags.labels)), np.random.default_rng(seed)
-    samples, alive = TagSamples(np.zeros(shape), np.zeros(shape), np.zeros(len(features))), {(i, ()): draws for i in range(len(features))}
-    for t in range(min(longest, len(tags.labels))):
-        if not alive: break
-        clips, contexts = map(list, zip(*alive))
-        p = next_tag(model, features[clips], tags, contexts, desc=desc and f'{desc}, label {t + 1}').exp().double().numpy()
-        alive = _step(_open(p, contexts), list(alive), alive, samples, rng)
-    return TagSamples(samples.sampled/draws, samples.inclusion/draws, samples.sampled.sum(1)/draws)
+# %% ../../nbs/69_tagging.ipynb #0e01c7c4
+def _next_step(model, features, tags, alive, desc): # (lists, labels, 2) probabilities of what each says next
+    clips, contexts = map(list, zip(*alive))
+    logp = next_tag(model, features[clips], tags, contexts, desc=desc)
+    return _remaining(logp.exp().double().numpy(), contexts)
 
-# %% ../../nbs/69_tagging.ipynb #7766139f
-TAG_RULES = dict(first='probability of being said first', count='the same, times the expected number of labels', sampled='share of walks that say it',
-                 inclusion='its probability at each step of a walk, added up', decoded='whether the likeliest list names it')
+# %% ../../nbs/69_tagging.ipynb #1f95d904
+def sample_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
+                n_samples: int = 8, seed: int = 0, # lists of each clip, and the seed of the random numbers
+                max_labels: int = 12, desc: str = '' # labels of a list; name on the progress bars, if any
+               ) -> TagSamples:
+    "Sample lists of labels of each clip."
+    rng, made = np.random.default_rng(seed), TagSamples(*np.zeros((2, len(features), len(tags.labels))), None)
+    alive = {(i, ()): n_samples for i in range(len(features))}
+    for t in range(min(max_labels, len(tags.labels))):
+        if not alive: break
+        p = _next_step(model, features, tags, alive, desc and f'{desc}, label {t + 1}')
+        alive = _step(p, alive, made, rng)
+    return TagSamples(made.sampled/n_samples, made.inclusion/n_samples, made.sampled.sum(1)/n_samples)
+
+# %% ../../nbs/69_tagging.ipynb #7d9d30ec
+TAG_RULES = dict(
+    first='probability of being said first',
+    count='the same, times the expected number of labels',
+    sampled='share of the sampled lists that say it',
+    inclusion='its probability at each step of a sampled list, added up',
+    decoded='whether the likeliest list names it')
 
 # %% ../../nbs/69_tagging.ipynb #21457187
+def _free_words(model, features, tags, **kwargs): # the likeliest text of each clip
+    audio, begin = model.prefix(features.to(model.device)), torch.tensor([tags.begin], device=model.device)
+    tokens = model.generate(audio=audio, input_ids=begin.expand(len(audio), -1), **kwargs)
+    return tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True)
+
+# %% ../../nbs/69_tagging.ipynb #61c9833a
 @torch.inference_mode()
 def decode_tags(model: Captioner,
-             features: torch.Tensor,               # (clips, features)
-             tags: TagVocabulary,
-             batch_size: int = 64, desc: str = '', # clips at a time; name on the progress bar, none without one
-             **kwargs                              # of `Captioner.generate`
-            ) -> list[TagList]:                       # one a clip
+                features: torch.Tensor,               # (clips, features)
+                tags: TagVocabulary,
+                batch_size: int = 64, desc: str = '', # clips at a time; name on the progress bar, if any
+                **kwargs                              # of `Captioner.generate`
+               ) -> list[TagList]:                    # one a clip
     "The likeliest list of labels of each clip, in free words."
-    model.eval()
-    begin, said, starts = torch.tensor([tags.begin], device=model.device), [], range(0, len(features), batch_size)
-    def speak(some):
-        audio = model.prefix(some.to(model.device))
-        tokens = model.generate(audio=audio, input_ids=begin.expand(len(audio), -1), **kwargs)
-        return tags.tokenizer.batch_decode(tokens[:, begin.shape[1]:], skip_special_tokens=True)
-    for s in progress(starts, desc=desc, unit='batch') if desc else starts:
-        said += [tags.read(text) for texts in halve_on_oom(speak, features[s:s + batch_size], 'sounds') for text in texts]
-    return said
+    parts, texts = [features[s:s + batch_size] for s in range(0, len(features), batch_size)], []
+    write = lambda part: _free_words(model.eval(), part, tags, **kwargs)
+    for part in _shown(parts, desc): texts += sum(halve_on_oom(write, part, 'sounds'), [])
+    return [tags.read(text) for text in texts]
 
 # %% ../../nbs/69_tagging.ipynb #983ec828
 class TagScores(NamedTuple):
-    "Scores of every label for every clip, and what was said beside the labels."
+    "Scores of every label for every clip, and how much of what was said is no label."
     scores: dict[str, np.ndarray] # rule, of `TAG_RULES` -> (clips, labels), higher is likelier
     unknown: float                # share of what the likeliest lists name that is no label
 
+# %% ../../nbs/69_tagging.ipynb #940e651a
+def _unknown_share(lists):
+    unknown, known = (sum(len(getattr(s, k)) for s in lists) for k in ('unknown', 'places'))
+    return unknown/max(unknown + known, 1)
+
+# %% ../../nbs/69_tagging.ipynb #97ad3c48
 def score_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
-               draws: int = 8, seed: int = 0, # walks of each clip, and the seed of the draw
-               longest: int = 12,             # labels of a walk
-               desc: str = ''                 # name on the progress bars; none without one
+               n_samples: int = 8, seed: int = 0, # lists of each clip, and the seed of the random numbers
+               max_labels: int = 12, desc: str = '' # labels of a list; name on the progress bars, if any
               ) -> TagScores:
     "What a captioner says of every label, by every rule."
     first = next_tag(model, features, tags, desc=desc).exp().sum(-1).numpy()
-    samples, said = sample_tags(model, features, tags, draws, seed, longest, desc), decode_tags(model, features, tags, desc=desc)
-    unknown, known = (sum(len(getattr(s, k)) for s in said) for k in ('strange', 'places'))
-    return TagScores(dict(first=first, count=first*samples.number[:, None], sampled=samples.sampled, inclusion=samples.inclusion, decoded=multi_hot([s.places for s in said], len(tags.labels))),
-                     unknown/max(unknown + known, 1))
+    samples = sample_tags(model, features, tags, n_samples, seed, max_labels, desc)
+    lists = decode_tags(model, features, tags, desc=desc)
+    decoded = multi_hot([s.places for s in lists], len(tags.labels))
+    return TagScores(dict(first=first, count=first*samples.number[:, None], sampled=samples.sampled,
+                          inclusion=samples.inclusion, decoded=decoded), _unknown_share(lists))
 
 # %% ../../nbs/69_tagging.ipynb #1f1d0261
 class SigmoidConfig(PretrainedConfig):
     "All that a direct classifier needs to know before it has weights."
     model_type = 'logocentric_sigmoid'
     sub_configs_defaults = dict(encoder=SubConfigSpec(config_class=MAEConfig))
-    encoder: dict | PretrainedConfig | None = None # the ear
+    encoder: dict | PretrainedConfig | None = None # of the audio encoder
     frontend: dict | None = None                   # `FrontendConfig` as a dict
     lags: list[int] | None = None                  # as of `CaptionerConfig`
     seen_share: float = 1.                         # as of `CaptionerConfig`
@@ -276,42 +345,53 @@ class SigmoidConfig(PretrainedConfig):
     hidden: int = 0                                # width of a hidden layer; none by default
 
 # %% ../../nbs/69_tagging.ipynb #07c9aca0
+def _sigmoid_head(width, hidden, n_labels):
+    if not hidden: return nn.Linear(width, n_labels)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(.5), nn.Linear(hidden, n_labels))
+
+# %% ../../nbs/69_tagging.ipynb #d936f86d
 class SigmoidTagger(PreTrainedModel):
-    "An ear, and a sigmoid for each label."
+    "An audio encoder, and a sigmoid for each label."
     config_class = SigmoidConfig
     frontend, embeddings, encode = Captioner.frontend, Captioner.embeddings, Captioner.encode
     def __init__(self, config: SigmoidConfig):
         super().__init__(config)
-        n, width, hidden = len(config.tags), (2 + len(config.lags or ()))*config.encoder.hidden_size*config.encoder.n_rows, config.hidden
+        width = (2 + len(config.lags or ()))*config.encoder.hidden_size*config.encoder.n_rows
         self.encoder = MAEEncoder(config.encoder)
         self.register_buffer('mean', torch.zeros(width))
         self.register_buffer('std', torch.ones(width))
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(.5), nn.Linear(hidden, n)) if hidden else nn.Linear(width, n)
+        self.head = _sigmoid_head(width, config.hidden, len(config.tags))
         self.post_init()
 
-    def _init_weights(self, module):
-        if isinstance(module, nn.Linear): init.normal_(module.weight, std=.02); init.zeros_(module.bias)
+# %% ../../nbs/69_tagging.ipynb #73bc94a8
+@patch
+def _init_weights(self: SigmoidTagger, module):
+    if isinstance(module, nn.Linear): init.normal_(module.weight, std=.02); init.zeros_(module.bias)
 
-# %% ../../nbs/69_tagging.ipynb #d936f86d
+# %% ../../nbs/69_tagging.ipynb #1068d2a7
 @patch(cls_method=True)
 def from_captioner(cls: SigmoidTagger,
-           model: Captioner,    # whose ear and features it takes
-           labels: list[str],
-           hidden: int = 0      # width of a hidden layer; none by default
-          ) -> SigmoidTagger:
-    "A direct classifier on the features that a captioner hears."
-    c = model.config
-    tagger = cls(SigmoidConfig(encoder=c.encoder, frontend=c.frontend, lags=c.lags, seen_share=c.seen_share, tags=list(labels), hidden=hidden))
+                   model: Captioner,    # whose encoder and features it takes
+                   labels: list[str],
+                   hidden: int = 0      # width of a hidden layer; none by default
+                  ) -> SigmoidTagger:
+    "A direct classifier on the features of a captioner."
+    shared = {k: getattr(model.config, k) for k in ('encoder', 'frontend', 'lags', 'seen_share')}
+    tagger = cls(SigmoidConfig(**shared, tags=list(labels), hidden=hidden))
     tagger.encoder.load_state_dict(model.encoder.state_dict())
     tagger.mean.copy_(model.prefix.mean); tagger.std.copy_(model.prefix.std)
     return tagger.to(model.device)
 
+# %% ../../nbs/69_tagging.ipynb #01402986
 @patch
-def log_odds(self: SigmoidTagger, features: torch.Tensor) -> torch.Tensor: # (b, features) -> (b, labels) log-odds
-    "What it makes of features, as `encode` gives them."
+def log_odds(self: SigmoidTagger, features: torch.Tensor) -> torch.Tensor: # (b, features) -> (b, labels)
+    "Log-odds of every label from features, as `encode` gives them."
     return self.head((features.to(self.device) - self.mean)/self.std)
 
-# %% ../../nbs/69_tagging.ipynb #1068d2a7
+# %% ../../nbs/69_tagging.ipynb #75c66149
+def _entropy(logits, targets): return F.binary_cross_entropy_with_logits(logits, targets, reduction='sum')/len(targets)
+
+# %% ../../nbs/69_tagging.ipynb #b1df0e0a
 @patch
 def forward(self: SigmoidTagger,
             logmel: torch.Tensor | None = None,     # (b, frames, mels), natural log
@@ -321,18 +401,23 @@ def forward(self: SigmoidTagger,
            ) -> ModelOutput:                        # logits, and the loss where there are targets
     "Log-odds of every label; binary cross-entropy summed over labels."
     logits = self.log_odds(self.encode(logmel, frame_mask) if features is None else features).float()
-    loss = None if targets is None else F.binary_cross_entropy_with_logits(logits, targets, reduction='sum')/len(targets)
-    return ModelOutput(loss=loss, logits=logits)
+    return ModelOutput(loss=None if targets is None else _entropy(logits, targets), logits=logits)
 
-# %% ../../nbs/69_tagging.ipynb #01402986
+# %% ../../nbs/69_tagging.ipynb #38e9eb4b
 class TargetPairs:
     "Sounds and their targets, as batches for training a classifier."
     def __init__(self,
-                 heard: TagInputs,
+                 inputs: TagInputs,
                  targets: np.ndarray # (clips, labels), true where a label holds
                 ):
-        if len(heard) != len(targets): raise LogocentricError(f'{len(heard)} sounds and {len(targets)} rows of targets: give one a clip')
-        self.heard, self.targets = heard, torch.as_tensor(np.asarray(targets), dtype=torch.float32)
+        if len(inputs) != len(targets):
+            raise LogocentricError(f'{len(inputs)} sounds and {len(targets)} rows of targets: give one a clip')
+        self.inputs, self.targets = inputs, torch.as_tensor(np.asarray(targets), dtype=torch.float32)
 
     def __len__(self): return len(self.targets)
-    def batch(self, indices: list[int], rng: np.random.Generator) -> dict: return self.heard.batch(indices, rng) | dict(targets=self.targets[indices])
+
+# %% ../../nbs/69_tagging.ipynb #dab36b29
+@patch
+def batch(self: TargetPairs, indices: list[int], rng: np.random.Generator) -> dict:
+    "Inputs of some clips, and their rows of targets."
+    return self.inputs.batch(indices, rng) | dict(targets=self.targets[indices])
