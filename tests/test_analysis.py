@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np, pytest
 from scipy.special import softmax
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import FMA_LABELS, GTZAN_LABELS
+from logocentric.data.styles import FMA_LABELS, GTZAN_LABELS
 from logocentric.metrics import Score, mcnemar, wilson_interval
 from logocentric.reasoner.model import PROMPTS, Scores, fill
 from logocentric.reasoner.analysis import (LABEL_PHRASES, PROMPT_LAB, Question, bias, bias_difference, ensemble,

@@ -7,7 +7,8 @@ from logocentric.captioner.bridges import (BRIDGES, bridge, bridge_size, join_ma
 from logocentric.captioner.model import (Captioner, CaptionerConfig, Pairs, caption_clips, describe, sample_captions,
                                          gpt2_config, encode_clips, tokenise)
 from logocentric.core import LogocentricError, set_seed, shipped_path
-from logocentric.audio.frontend import FrontendConfig, LengthPolicy
+from logocentric.audio.frontend import FrontendConfig
+from logocentric.audio.decoding import LengthPolicy
 from logocentric.encoder.mae import MAEConfig
 from logocentric.reasoner.tagging import SigmoidTagger, TagVocabulary, next_tag, score_tags
 from logocentric.runs import TrainConfig

@@ -12,7 +12,8 @@ from logocentric.captioner.caption_metrics import (attribute_table, attribute_ta
                                                    shuffled_captions, tag_template, tally_difference, tally_score,
                                                    vocabulary)
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import ATTRIBUTES, corpus_clip, describe_clip
+from logocentric.data.styles import ATTRIBUTES, corpus_clip
+from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import Score, wilson_interval
 from logocentric.reasoner.sentences import SentenceReasoner
 from logocentric.reasoner.tasks import facts, told

@@ -6,7 +6,8 @@ from logocentric.captioner.model import (CAVEAT, Captioner, Pairs, cache_embeddi
                                          gpt2_config, encode_clips, load_gpt2, pool, tokenise, warm_up)
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.memory import OutOfMemory
-from logocentric.audio.frontend import AudioError, FrontendConfig, LengthPolicy
+from logocentric.audio.decoding import AudioError, LengthPolicy
+from logocentric.audio.frontend import FrontendConfig
 from logocentric.encoder.mae import MAEConfig, MAEModel
 from logocentric.runs import TrainConfig
 from logocentric.training import train

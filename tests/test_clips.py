@@ -10,7 +10,8 @@ from logocentric.core import LogocentricError, read_json, shared_path
 from logocentric.data.lists import DataError
 from logocentric.data.datasets import read_dataset
 from logocentric.data.tables import read_table
-from logocentric.audio.frontend import FrontendConfig, LogMel, load_audio
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.audio.decoding import load_audio
 
 SECONDS = 1.
 SILENCE = np.float16(FrontendConfig().silence)

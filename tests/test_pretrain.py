@@ -1,14 +1,18 @@
 """Pre-training by causes: what a batch says is true, what is hidden stays hidden, a killed run goes on."""
 import numpy as np, pytest, torch
-from logocentric.data.corpus import ATTRIBUTES, build_corpus
+from logocentric.data.styles import ATTRIBUTES
+from logocentric.data.corpus import build_corpus
 from logocentric.audio.frontend import FrontendConfig
 from logocentric.encoder.mae import MAEConfig
 from logocentric.encoder.pretrain import (MUSIC, IGNORE_INDEX, PretrainingClips, Objective, Pretrainer, colour,
                                           visible_frame_embeddings, mix, phones_in_columns, pool_visible, pretrain,
                                           to_grid, transpose)
 from logocentric.encoder.audio_encoder import load_encoder
-from logocentric.data.sounds import KINDS, PHONES, UNKNOWN, build_sounds, crop_start
-from logocentric.training import TrainConfig
+from logocentric.data.sounds import KINDS
+from logocentric.audio.voices import PHONES, UNKNOWN
+from logocentric.data.sound_corpus import build_sounds
+from logocentric.data.clipset import crop_start
+from logocentric.runs import TrainConfig
 
 FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every=2, keep='last')
 

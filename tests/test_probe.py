@@ -4,7 +4,8 @@ from dataclasses import replace
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner.model import pool
 from logocentric.core import LogocentricError, shared_path, write_json
-from logocentric.data.corpus import Corpus, logmel_statistics
+from logocentric.data.corpus import Corpus
+from logocentric.data.difficulty import logmel_statistics
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from logocentric.metrics import mcnemar
@@ -19,7 +20,8 @@ from logocentric.encoder.audio_encoder import (HearModel, get_scene_embeddings, 
 from logocentric.encoder.features import (clip_features, embed_frames, extract, layer_embeddings, max_columns,
                                           piece_edges)
 from logocentric.encoder.published import build_encoder
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()

@@ -8,8 +8,8 @@ from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.encoder.audio_encoder import load_encoder, save_encoder
 from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from logocentric.encoder.features import embed, embed_frames
-from logocentric.encoder.published import (PublishedEncoder, build_encoder, encoder_weights, fitting_policy, load_published, published_frontend,
-                                           published_kind, read_checkpoint)
+from logocentric.encoder.published import (PublishedEncoder, build_encoder, encoder_weights, fitting_policy,
+                                           load_published, published_frontend, published_kind, read_checkpoint)
 
 @pytest.fixture(autouse=True)
 def seeded(): set_seed(0)

@@ -4,7 +4,8 @@ import numpy as np, pandas as pd, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM,
                           LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError, OutOfMemory, shared_path
+from logocentric.core import LogocentricError, shared_path
+from logocentric.memory import OutOfMemory
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
 from logocentric.reasoner.training import (REASONER_SIZES, SelectedTokenLoss, ReasonerSize, KnowledgeDataset,

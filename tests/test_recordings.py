@@ -15,7 +15,8 @@ Of a recording in two encodings (librosa's `.ogg` and `.hq.ogg`) the plain `.ogg
 """
 import pandas as pd, pytest, soundfile as sf
 from logocentric.core import project_root, shared_path
-from logocentric.data.corpus import BASS, DRUMS, LEADS, TEMPO_RANGES
+from logocentric.data.corpus import BASS, DRUMS, LEADS
+from logocentric.data.composition import TEMPO_RANGES
 
 COLUMNS = ['file', 'kind', 'form', 'voice', 'lead', 'instruments', 'drums', 'tempo', 'seconds', 'source']
 VALUES = dict(kind=['music', 'speech', 'other', ''], form=['recording', 'loop', 'note', 'hit', 'sound'], voice=['yes', 'no', ''], lead=[*LEADS, ''],

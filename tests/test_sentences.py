@@ -4,7 +4,8 @@ import numpy as np, pytest, torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
 from logocentric.reasoner import sentences
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import LABELS, corpus_clip, describe_clip
+from logocentric.data.styles import LABELS, corpus_clip
+from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import accuracy
 from logocentric.reasoner.sentences import (LABEL_DESCRIPTIONS, SentenceReasoner, described, label_texts, mean_pool,
                                             minilm_folder)

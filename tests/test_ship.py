@@ -5,7 +5,7 @@ import pytest, torch
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, read_json, shipped_path
 from logocentric.data.sound_corpus import draw_sound, render_sound
-from logocentric.encoder.shipped import load_encoder
+from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.pipeline.experiments import Lab
 from logocentric.reasoner.model import Reasoner
 from ship import KINDS, records, ship, write_cards

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner.model import Captioner, model_key
 from logocentric.core import LogocentricError, load_records, read_json, shipped_path
-from logocentric.data.corpus import LABELS
+from logocentric.data.styles import LABELS
 from logocentric.data.lists import DataError, write_skip_list
 from logocentric.data.datasets import read_dataset
 from logocentric.data.tables import read_table

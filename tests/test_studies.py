@@ -2,7 +2,7 @@
 import numpy as np, pytest, soundfile as sf, torch
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
-from logocentric.encoder.shipped import load_encoder
+from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.pipeline.scales import SCALES
 from logocentric.pipeline.experiments import Lab, run_experiment
 from logocentric.pipeline.plan import plan

@@ -9,7 +9,7 @@ from logocentric.data.lists import DataError, write_skip_list
 from logocentric.data.datasets import read_dataset
 from logocentric.pipeline.experiments import Lab, run_experiment
 from logocentric.data.mixtures import VOCABULARY
-from logocentric.encoder.probe import read_encoder
+from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.pipeline.table3 import PLANS, TagLab, set_aside
 from logocentric.pipeline.tagging_stages import SPLITS
 from logocentric.reasoner.tagging import TAG_RULES
@@ -275,7 +275,7 @@ def test_an_encoder_paints_and_learns_along(home):
     lab = TagLab.at('smoke')
     lab = replace(lab, plan=replace(lab.plan, clips=(12, 6, 6), encoder='tiny', paint=few, train=few))
     assert not lab.still and lab.scores('small', 'test')['inclusion'].shape == lab.direct_scores('test').shape == (6, len(lab.labels()))
-    before, after = read_encoder(lab.painted())[0], Captioner.from_pretrained(lab.tagger('small')).encoder
+    before, after = load_encoder(lab.painted())[0], Captioner.from_pretrained(lab.tagger('small')).encoder
     assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters())), 'it has learned'
 
 

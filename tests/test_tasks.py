@@ -3,7 +3,8 @@ import random
 import numpy as np, pandas as pd, pytest, torch
 from logocentric.reasoner import knowledge as K
 from logocentric.core import LogocentricError, set_seed
-from logocentric.data.corpus import ATTRIBUTES, STYLES, describe_clip, sample_clip
+from logocentric.data.styles import ATTRIBUTES, STYLES, sample_clip
+from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import wilson_interval
 from logocentric.reasoner.model import Reasoner, Scores
 from logocentric.reasoner.tasks import (INSTRUMENTS, TASKS, Task, beats_per_minute, energy, facts, instruments, mood,

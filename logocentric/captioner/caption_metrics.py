@@ -17,7 +17,7 @@ from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 import snowballstemmer
 from ..core import LogocentricError
-from ..data.corpus import ATTRIBUTES
+from ..data.styles import ATTRIBUTES
 from ..metrics import Score, wilson_interval
 
 # %% ../../nbs/54_caption_metrics.ipynb #7f684075

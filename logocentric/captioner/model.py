@@ -20,13 +20,17 @@ from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from .bridges import BRIDGES, Bridge, bridge, bridge_class, make_bridge
-from ..data.clips import crop_window, sound_mask
-from ..core import (LogocentricError, atomic_write, best_device, bf16_is_faster, config_hash, halve_on_oom,
-                              model_path, progress)
-from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel, as_audio, audio_info, listen
+from ..data.clipset import crop_window, sound_mask
+from ..core import LogocentricError, atomic_write, best_device, bf16_is_faster, config_hash, model_path
+from ..memory import halve_on_oom
+from ..cache import progress
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import LengthPolicy, as_audio, audio_info, stream_windows
 from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from ..encoder.features import embed_frames, random_patches
-from ..training import History, TrainConfig, decay_groups, preserve_rng_state, train
+from ..runs import History, TrainConfig, decay_groups
+from ..batches import preserve_rng_state
+from ..training import train
 
 # %% ../../nbs/51_captioner.ipynb #a89b1b69
 @bridge('prefix')
@@ -633,7 +637,7 @@ class Description:
 def _pieces(sound, model, sample_rate):
     "Windows of a file or of a waveform in memory, each with its samples, and the line that says what is heard."
     policy, rate = model.length, model.frontend.config.sample_rate
-    if isinstance(sound, (str, Path)): return listen(sound, policy, rate), policy.coverage(audio_info(sound).duration)
+    if isinstance(sound, (str, Path)): return stream_windows(sound, policy, rate), policy.coverage(audio_info(sound).duration)
     wave = as_audio(sound, sample_rate or rate, rate)
     cut = lambda w: wave[round(w.start*rate):round(w.stop*rate)]
     seconds = len(wave)/rate

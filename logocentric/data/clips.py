@@ -11,7 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..audio.frontend import AudioError, FrontendConfig, LogMel, load_audio
+from ..audio.decoding import AudioError, load_audio
+from ..audio.frontend import FrontendConfig, LogMel
 from ..core import LogocentricError, config_hash, read_json, write_json
 from ..cache import one_process_at_a_time, quiet
 from .clipset import ClipSet, clip_frames

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..audio.frontend import FrontendConfig
 from ..core import LogocentricError
-from ..training import _permutation
+from ..batches import _permutation
 
 # %% ../../nbs/20_clipset.ipynb #ec589a1c
 class ClipSet:

@@ -14,7 +14,8 @@ from typing import Callable
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, atomic_write, code_hash, config_hash, progress, read_json, write_json
+from ..core import LogocentricError, atomic_write, code_hash, config_hash, read_json, write_json
+from ..cache import progress
 from .clipset import ClipSet
 from .composition import compose_score
 from .descriptions import describe_clip

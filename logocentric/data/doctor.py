@@ -24,7 +24,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import cache_path
 from ..cache import progress
-from ..audio.frontend import AudioError, _check_whole, _mono, _opened, _stderr_lock
+from ..audio.decoding import AudioError, _check_whole, _mono, _opened, _stderr_lock
 from .corpus import _start_worker
 from .datasets import identify, read_dataset, recognised_sets
 from .lists import AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_files, audio_stem, existing_folder

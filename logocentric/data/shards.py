@@ -22,10 +22,12 @@ from .clipset import clip_frames, crop_window, sound_mask
 from .clips import read_clip
 from ..core import LogocentricError, atomic_write, cache_path, config_hash, read_json, write_json
 from ..cache import progress, quiet
-from .corpus import _on_one_thread, _start_worker, clip_row, corpus_clip, render
+from .corpus import _on_one_thread, _start_worker, clip_row, render
+from .styles import corpus_clip
 from .lists import DataError, write_skip_list
 from .manifests import Manifest
-from ..audio.frontend import AudioError, FrontendConfig, LogMel
+from ..audio.decoding import AudioError
+from ..audio.frontend import FrontendConfig, LogMel
 from ..batches import _permutation
 
 # %% ../../nbs/39_shards.ipynb #7b213232

@@ -17,7 +17,8 @@ from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.synthesis import frames_of, log_uniform, random_curve, unit, upsample, white
 from ..audio.voices import UNKNOWN, Utterance
 from ..core import LogocentricError, write_json
-from .corpus import (CLIP_SECONDS, RATE, SHARD, Corpus, build_shards, equaliser, mu_law, room_response)
+from .rendering import CLIP_SECONDS, RATE, equaliser, mu_law, room_response
+from .corpus import SHARD, Corpus, build_shards
 from .sounds import KINDS, N, TICKS, Kind, add_at
 
 # %% ../../nbs/27_sound_corpus.ipynb #a25b8098

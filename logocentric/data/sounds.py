@@ -14,7 +14,7 @@ import numpy as np
 from ..audio.synthesis import (FREQUENCIES, HOP, band, envelope, filtered, frames_of, log_uniform, modal,
                                          partials, pulses, random_curve, unit, upsample, white)
 from ..audio.voices import VOWELS, random_speaker, random_word, speak, throat
-from .corpus import CLIP_SECONDS, RATE
+from .rendering import CLIP_SECONDS, RATE
 
 # %% ../../nbs/26_sounds.ipynb #880b5a71
 N, TICKS = int(CLIP_SECONDS*RATE), int(CLIP_SECONDS*100) + 1 # samples in a clip; marks in a clip, one every 10 ms

@@ -16,7 +16,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..core import LogocentricError, config_hash, read_json, shipped_path, write_json
-from ..audio.frontend import FrontendConfig, LogMel, as_audio, load_audio
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import as_audio, load_audio
 from .features import clip_features, extract, layer_embeddings, max_columns, piece_edges
 from .mae import MAEConfig, MAEEncoder
 from .published import encoder_class

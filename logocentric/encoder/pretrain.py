@@ -19,13 +19,20 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 # %% ../../nbs/48_pretrain.ipynb #1a250dc7
-from ..audio.frontend import FrontendConfig, Settings
-from ..core import LogocentricError, Record, is_main, read_json, set_seed, world_size, write_json
-from ..data.corpus import ATTRIBUTES, Corpus
-from ..data.sounds import KINDS, PHONES, UNKNOWN, SoundCorpus, crop_start
+from ..audio.frontend import FrontendConfig
+from ..core import Settings
+from ..core import LogocentricError, Record, read_json, set_seed, write_json
+from ..cache import is_main, world_size
+from ..data.styles import ATTRIBUTES
+from ..data.corpus import Corpus
+from ..data.sounds import KINDS
+from ..audio.voices import PHONES, UNKNOWN
+from ..data.sound_corpus import SoundCorpus
+from ..data.clipset import crop_start
 from .audio_encoder import save_encoder
 from .mae import MAEConfig, MAEModel, masked_mse
-from ..training import History, TrainConfig, train
+from ..runs import History, TrainConfig
+from ..training import train
 
 # %% ../../nbs/48_pretrain.ipynb #8d7c3b72
 @dataclass(frozen=True)

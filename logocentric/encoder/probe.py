@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core import LogocentricError
-from ..data.corpus import logmel_statistics
+from ..data.difficulty import logmel_statistics
 from .features import as_array, clip_features
 from .mae import MAEEncoder
 from .probe_tasks import ProbeTask

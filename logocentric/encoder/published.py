@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import initialization as init
 from ..core import LogocentricError
-from ..audio.frontend import FrontendConfig, LengthPolicy
+from ..audio.frontend import FrontendConfig
+from ..audio.decoding import LengthPolicy
 from .mae import MAEConfig, MAEEncoder, MAEPreTrainedModel, sincos_positions
 
 # %% ../../nbs/43_published.ipynb #95d25e54

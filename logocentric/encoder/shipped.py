@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..audio.frontend import Settings, calibrate
-from ..core import LogocentricError, Record, cache_path, code_hash, is_main, one_process_at_a_time
+from ..core import Settings
+from ..audio.frontend import calibrate
+from ..core import LogocentricError, Record, cache_path, code_hash
+from ..cache import is_main, one_process_at_a_time
 from ..core import read_json, shipped_path, write_json
 from ..data.corpus import Corpus, build_corpus
-from ..data.sounds import SoundCorpus, build_sounds
+from ..data.sound_corpus import SoundCorpus, build_sounds
 
 # %% ../../nbs/49_shipped.ipynb #6ffa86ec
 from .audio_encoder import load_encoder, save_encoder
 from .mae import MAEConfig
 from .pretrain import PretrainingClips, pretrain
 from ..metrics import with_interval
-from ..training import History, TrainConfig
+from ..runs import History, TrainConfig
 
 # %% ../../nbs/49_shipped.ipynb #b48f4cf1
 @dataclass(frozen=True)

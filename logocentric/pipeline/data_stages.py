@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..audio.frontend import FrontendConfig, calibrate
 from ..captioner.model import model_key
 from ..core import LogocentricError, read_json, write_json
-from ..data.corpus import LABELS, Corpus, build_corpus
+from ..data.styles import LABELS
+from ..data.corpus import Corpus, build_corpus
 from ..data.clips import Clips
 from ..data.mixtures import Mixtures, build_mixtures
 from ..data.sound_corpus import SoundCorpus, build_sounds

@@ -16,9 +16,10 @@ from ..audio.frontend import FrontendConfig
 from ..core import LogocentricError, best_device, config_hash, read_json, set_seed, shipped_path, write_json
 from ..cache import is_main, save_on_main_process
 from ..data.clipset import Crops
-from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, Reconstruction, clip_noise
+from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, clip_noise
+from ..encoder.reconstruction import Reconstruction
 from ..encoder.pretrain import Objective, PretrainingClips, pretrain
-from ..encoder.shipped import load_encoder
+from ..encoder.audio_encoder import load_encoder
 from .data_stages import (Frontend, crop_frames, frontend, normalised_silence, rendered_clips,
                                               rendered_sounds, training_clips)
 from .scales import Setup

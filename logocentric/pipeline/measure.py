@@ -24,7 +24,7 @@ from ..captioner.model import Captioner, Pairs, encode_clips, plain_attention
 from ..core import LogocentricError, best_device, bf16_is_faster, read_json, set_seed
 from ..memory import OutOfMemory, is_out_of_memory
 from ..cache import progress
-from ..data.corpus import LABELS
+from ..data.styles import LABELS
 from ..reasoner.knowledge import knowledge_text, train_tokenizer
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
 from .scales import Scale

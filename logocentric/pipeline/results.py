@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
 from ..core import Record, read_json, save_record, write_json
-from ..data.corpus import difficulty, logmel_statistics
+from ..data.difficulty import difficulty, logmel_statistics
 from ..metrics import Score, chance_level, majority_level, mcnemar, score, wilson_interval, with_interval
 from .captioner_stages import descriptions, trained_captioner
 from .data_stages import TEST_SETS, Asked, RenderedClips, asked, rendered_clips

@@ -19,14 +19,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from ..audio.frontend import Window
+from ..audio.decoding import Window
 from ..captioner.model import WEIGHTS, Captioner
 from ..core import LogocentricError, cache_path, config_hash
 from ..memory import halve_on_oom
 from ..cache import progress
 from ..data.clips import Clips, build_clips
 from ..data.clipset import ClipSet, Part
-from ..data.corpus import LABELS, logmel_statistics
+from ..data.styles import LABELS
+from ..data.difficulty import logmel_statistics
 from ..data.datasets import DATASETS, read_dataset
 from ..data.lists import DataError
 from ..data.manifests import Manifest

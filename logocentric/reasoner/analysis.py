@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 # %% ../../nbs/68_analysis.ipynb #3b763ed8
 from ..core import LogocentricError
-from ..metrics import Score, bootstrap_score, distance_score, holm, mcnemar, score
+from ..metrics import Score, bootstrap_score, holm, mcnemar, score
+from ..calibration import distance_score
 from .knowledge import ngrams
 from .model import PROMPTS, Scores, log_mean_probability
 

@@ -16,10 +16,14 @@ from torch import nn
 
 # %% ../../nbs/69_tagging.ipynb #7be1461f
 from ..captioner.model import Captioner
-from ..core import LogocentricError, halve_on_oom, progress
-from ..data.clips import sound_mask
+from ..core import LogocentricError
+from ..memory import halve_on_oom
+from ..cache import progress
+from ..data.clipset import sound_mask
 from ..encoder.mae import MAEConfig, MAEEncoder
-from .model import Reasoner, Trie, label_tokens, label_words, left_pad, tf32
+from .model import Reasoner
+from .labels import Trie, label_tokens, label_words
+from .scoring import left_pad, tf32
 
 # %% ../../nbs/69_tagging.ipynb #c047712c
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, initialization as init

@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import LogocentricError
-from ..data.corpus import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, TEMPO_RANGES, affect
-from ..metrics import Score, bootstrap_score, score, tagging
+from ..data.styles import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS
+from ..data.composition import TEMPO_RANGES
+from ..data.descriptions import affect
+from ..metrics import Score, bootstrap_score, score
+from ..multilabel import score_tagging
 from .facts import load_asset
 from .model import LabelWarning, Scores, log_mean_probability
 from scipy.special import expit, logit
@@ -119,7 +122,7 @@ def judge(self: Task,
     answers = self.answers(scores) if isinstance(scores, Scores) else list(scores)
     if len(answers) != len(truth):
         raise LogocentricError(f'{len(answers)} answers and {len(truth)} truths: give one of each a clip')
-    if self.kind == 'each': return tagging(_has(truth, self.labels), scores.values, self.labels).score
+    if self.kind == 'each': return score_tagging(_has(truth, self.labels), scores.values, self.labels).score
     if self.kind == 'number': return bootstrap_score(np.mean, np.abs(np.array(answers) - np.array(truth, float)))
     if self.kind == 'yes_or_no': return bootstrap_score(_balanced, np.array(truth) == 'yes', np.array(answers) == 'yes')
     return score(truth, answers)

@@ -14,10 +14,12 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import chunked, patch
-from ..core import save_on_main_process, set_seed
+from ..cache import save_on_main_process
+from ..core import set_seed
 from .knowledge import Sentence
 from .model import Reasoner
-from ..training import History, TrainConfig, train
+from ..runs import History, TrainConfig
+from ..training import train
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
