@@ -45,7 +45,7 @@ def compare(setup: Setup, split: str, a: tuple[str, int], b: tuple[str, int], ru
 @dataclass(frozen=True)
 class Difficulty(Stage):
     "How hard a rendered test set is: a supervised baseline, single cues, the Bayes rule."
-    kind, code = 'difficulty', ('data.corpus',)
+    kind, code = 'difficulty', ('data.difficulty', 'data.corpus')
     train: RenderedClips
     test: RenderedClips
     labels: str   # column
