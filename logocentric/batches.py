@@ -26,10 +26,10 @@ def derived_seed(*keys: int # e.g. seed, purpose, step
 @lru_cache
 def _accelerated(): return best_device().type != 'cpu'
 
-# %% ../nbs/05_batches.ipynb #8ff4ddff
+# %% ../nbs/05_batches.ipynb #f37aa83b
 def seed_all(seed: int # seeds Python, NumPy and torch on the devices in use
             ) -> None:
-    "As `set_seed`, but cheap enough for every step: without a GPU torch would note a stack trace for later."
+    "As `set_seed`, but cheap enough for every step: without a GPU torch would note a stack trace."
     random.seed(seed); np.random.seed(seed)
     torch.manual_seed(seed) if _accelerated() else torch.default_generator.manual_seed(seed)
 

@@ -9,7 +9,7 @@ __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 
            'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import ast, hashlib, importlib, json, math, os, platform, random, time, warnings
+import ast, hashlib, importlib, json, math, os, platform, random, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -240,7 +240,9 @@ def load_records(folder: Path | None = None, # `data/runs/records/` by default
     records = [Record(**read_json(p)) for p in sorted((folder or run_path('records')).glob('*.json'))]
     return [r for r in records if all({**r.params, 'name': r.name}.get(k) == v for k, v in match.items())]
 
-# %% ../nbs/00_core.ipynb #de7e9612
+# %% ../nbs/00_core.ipynb #890d6f4a
+if 'ipykernel' in sys.modules: os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     importlib.import_module('tqdm.auto')

@@ -28,9 +28,8 @@ def is_out_of_memory(error: Exception) -> bool:
     "Whether an error means that a device, or this machine, had no memory left."
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
-# %% ../nbs/07_memory.ipynb #d9281bcb
-def _must_fit(error, rows, what):
-    "Raise what halving cannot help: any other error, and a single row that is too large."
+# %% ../nbs/07_memory.ipynb #64e01cd0
+def _must_fit(error, rows, what): # or raise the error
     if not is_out_of_memory(error): raise error
     if len(rows) < 2:
         raise OutOfMemory(f'the memory is too small for one of the {what}: '
@@ -56,18 +55,22 @@ def _from_environment(name, default): # a number
     if not text.isdigit(): raise LogocentricError(f'LOGOCENTRIC_{name} is a number, not {text!r}')
     return int(text)
 
-# %% ../nbs/07_memory.ipynb #574794b7
+# %% ../nbs/07_memory.ipynb #b67dfb8b
 @contextmanager
-def less_memory(parts: int = 1, # of each batch, taken one after the other
-                recompute: bool = False # compute activations again in the backward pass
-               ):
-    "Inside, `per_process` cuts every batch into parts; processes and kernels started meanwhile know it too."
-    wanted = dict(LOGOCENTRIC_PARTS=str(parts), LOGOCENTRIC_RECOMPUTE=str(int(recompute)))
-    before = {k: os.environ.get(k) for k in wanted}
-    os.environ.update(wanted)
+def _environment(**values):
+    "Variables of the environment, for a time."
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
     try: yield
     finally:
         for k, v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+
+# %% ../nbs/07_memory.ipynb #b4855056
+def less_memory(parts: int = 1, # of each batch, taken one after the other
+                recompute: bool = False # compute activations again in the backward pass
+               ):
+    "A context in which `per_process` cuts batches into parts; processes and kernels started in it know it too."
+    return _environment(LOGOCENTRIC_PARTS=str(parts), LOGOCENTRIC_RECOMPUTE=str(int(recompute)))
 
 # %% ../nbs/07_memory.ipynb #e5cd79dd
 def _clips_each(batch_size, parts): # clips in a part of a step of one process
@@ -77,25 +80,32 @@ def _clips_each(batch_size, parts): # clips in a part of a step of one process
                                f'{parts} part(s) each: choose numbers whose product divides {batch_size}')
     return each
 
-# %% ../nbs/07_memory.ipynb #0c57a54b
+# %% ../nbs/07_memory.ipynb #29ce1d41
+def _workers_each(workers): # of each process of this machine
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
+    return workers and max(1, min(workers, cores())//here)
+
+# %% ../nbs/07_memory.ipynb #0840db65
 @patch
 def per_process(self: TrainConfig) -> TrainConfig:
     "The same steps, their clips (and a machine's workers) shared by all processes, and as `less_memory` asks."
-    parts, here = _from_environment('PARTS', 1), int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
-    workers = self.num_workers and max(1, min(self.num_workers, cores())//here)
-    recompute = self.recompute or bool(_from_environment('RECOMPUTE', 0))
+    parts, recompute = _from_environment('PARTS', 1), bool(_from_environment('RECOMPUTE', 0))
     return replace(self, batch_size=_clips_each(self.batch_size, parts), accumulation=self.accumulation*parts,
-                   recompute=recompute, num_workers=workers)
+                   recompute=self.recompute or recompute, num_workers=_workers_each(self.num_workers))
 
 # %% ../nbs/07_memory.ipynb #d3360de8
-def _recompute(model, on, draws=None): # `draws`, see `PerClipRandom`, are on the second time too
+def _recomputable(model): # its layers
     layers = [m for m in model.modules() if hasattr(m, 'gradient_checkpointing')]
-    if not layers:
-        raise LogocentricError(f'{type(model).__name__} has no layer that can be recomputed, as the models of '
-                               'transformers have: leave recompute=False')
+    if layers: return layers
+    raise LogocentricError(f'{type(model).__name__} has no layer that can be recomputed, as the models of '
+                           'transformers have: leave recompute=False')
+
+# %% ../nbs/07_memory.ipynb #0489987d
+def _recompute(model, on, draws=None): # with `draws` the second time too
     again = dict(context_fn=lambda: (nullcontext(), draws)) if draws else {}
     function = partial(checkpoint, use_reentrant=False, **again)
-    for layer in layers: layer.gradient_checkpointing, layer._gradient_checkpointing_func = on, function
+    for layer in _recomputable(model):
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = on, function
 
 # %% ../nbs/07_memory.ipynb #88e5167f
 @contextmanager
@@ -130,7 +140,12 @@ def _remedies(config, precision): # in the order in which to try them
     return ([half]*(config.batch_size % 2 == 0) + [recompute]*(not config.recompute)
             + ["mixed_precision='bf16' (fewer digits)"]*(precision != 'bf16'))
 
-# %% ../nbs/07_memory.ipynb #72832158
+# %% ../nbs/07_memory.ipynb #e7b6f759
+def _listed(remedies):
+    numbered = [f'\n  {i}. {text}' for i, text in enumerate(remedies, 1)]
+    return ''.join(numbered) or '\n  a smaller model, or shorter clips'
+
+# %% ../nbs/07_memory.ipynb #3c6e22ed
 @contextmanager
 def explain_out_of_memory(run # with `config`, `precision`, `step` and `device`, see `TrainingRun`
                          ):
@@ -138,7 +153,5 @@ def explain_out_of_memory(run # with `config`, `precision`, `step` and `device`,
     try: yield
     except RuntimeError as e:
         if not is_out_of_memory(e): raise
-        remedies = [f'\n  {i}. {text}' for i, text in enumerate(_remedies(run.config, run.precision), 1)]
-        advice = ''.join(remedies) or '\n  a smaller model, or shorter clips'
         raise OutOfMemory(f'out of memory at step {run.step + 1} on {run.device} with {run.config.batch_size} clips '
-                          f'at a time; in this order:{advice}') from e
+                          f'at a time; in this order:{_listed(_remedies(run.config, run.precision))}') from e

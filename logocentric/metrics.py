@@ -129,8 +129,8 @@ def mcnemar(y: Sequence, # true labels
     return float(stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.
 
 # %% ../nbs/01_metrics.ipynb #95b6cf3c
-def holm(p: Sequence # p-values of one family of tests
-        ) -> np.ndarray: # adjusted, in the same order
+def holm(p: Sequence # p-values of a family
+        ) -> np.ndarray: # adjusted, in that order
     "Holm's step-down adjustment of p-values."
     p = np.asarray(p, float)
     order, adjusted = p.argsort(kind='stable'), np.empty_like(p)

@@ -45,21 +45,25 @@ class TrainConfig:
 
 # %% ../nbs/06_runs.ipynb #b70130c2
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    "Two parameter groups: those that decay (matrices), and those that do not (biases, norms, tokens)."
+    "Groups that decay (matrices) and that do not (the rest)."
     trained = [p for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay),
             dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.)]
 
-# %% ../nbs/06_runs.ipynb #5523c966
+# %% ../nbs/06_runs.ipynb #40df5142
+def _adamw(groups, config):
+    groups = [g for g in groups if list(g['params'])]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay,
+                             fused=True)
+
+# %% ../nbs/06_runs.ipynb #f47cb31e
 def optimizer_and_schedule(model: torch.nn.Module,
                            config: TrainConfig,
                            param_groups=None # groups for AdamW, or model -> groups; `decay_groups` by default
                           ) -> tuple:
     "AdamW and the schedule of its learning rate."
     groups = param_groups(model) if callable(param_groups) else param_groups
-    groups = groups or decay_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW([g for g in groups if list(g['params'])], lr=config.lr, betas=tuple(config.betas),
-                                  weight_decay=config.weight_decay, fused=True)
+    optimizer = _adamw(groups or decay_groups(model, config.weight_decay), config)
     return optimizer, get_scheduler(config.schedule, optimizer, num_warmup_steps=round(config.warmup*config.steps),
                                     num_training_steps=config.steps)
 
@@ -94,6 +98,11 @@ def __repr__(self: History):
     return f"History({self.rows[-1]['step']} steps, loss {self.final_loss:.4f}{best})"
 
 # %% ../nbs/06_runs.ipynb #03f2fd9a
+def _draw_baselines(ax, baselines):
+    for i, (name, value) in enumerate(baselines.items()):
+        ax.axhline(value, ls=('--', ':', '-.')[i % 3], lw=1, color=f'C{2 + i}', label=name)
+
+# %% ../nbs/06_runs.ipynb #c4975fea
 @patch
 def plot(self: History,
          ax=None, # matplotlib axes; new ones by default
@@ -105,8 +114,7 @@ def plot(self: History,
     if training: ax.plot(rows.step, rows.loss, color='.7', label='training')
     if 'valid_loss' in rows:
         ax.plot(*rows[['step', 'valid_loss']].dropna().values.T, 'o-', ms=3, color='C0', label='validation')
-    for i, (name, value) in enumerate(self.baselines.items()):
-        ax.axhline(value, ls=('--', ':', '-.')[i % 3], lw=1, color=f'C{2 + i}', label=name)
+    _draw_baselines(ax, self.baselines)
     ax.set(xlabel='step', ylabel='loss'); ax.legend(frameon=False)
     return ax
 

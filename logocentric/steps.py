@@ -90,9 +90,9 @@ def evaluate(model: torch.nn.Module,
 class TrainingDiverged(LogocentricError):
     "Loss or gradient is not finite; says at which step and with which clips."
 
-# %% ../nbs/08_steps.ipynb #83475fc1
+# %% ../nbs/08_steps.ipynb #d68a3a81
 def check_finite(value: float, what: str, step: int, ids: list) -> None:
-    "Raise `TrainingDiverged` for a number that is not finite."
+    "Raise `TrainingDiverged` for NaN or infinity."
     if math.isfinite(value): return
     names = ', '.join(map(str, ids)) if len(ids) else 'unnamed (batches have no `id`)'
     raise TrainingDiverged(f'{what} is {value} at step {step}; clips of the batch: {names}')
@@ -168,8 +168,8 @@ def run_conditions(config: TrainConfig, data, processes: int, per_clip: bool) ->
     shared = dict(clips_in_a_step=clips_in_a_step, clips=len(data), per_clip=per_clip)
     return {k: v for k, v in asdict(config).items() if k not in harmless} | shared
 
-# %% ../nbs/08_steps.ipynb #deba5270
-def _advice(whole, config, processes): # how to come to a number of clips in a step
+# %% ../nbs/08_steps.ipynb #916419b7
+def _advice(whole, config, processes):
     each, rest = divmod(whole, config.accumulation*processes)
     parts = f'{processes} process(es) with accumulation={config.accumulation}'
     if rest: return f'{parts} cannot share them evenly: change one of these'
@@ -229,11 +229,11 @@ def seeded(self: TrainingRun, part: int):
     first = ((self.step*config.accumulation + part)*world + rank)*config.batch_size
     return self.draws.of(range(first, first + config.batch_size))
 
-# %% ../nbs/08_steps.ipynb #ca12561c
+# %% ../nbs/08_steps.ipynb #f866ae8e
 @patch
-def _backward(self: TrainingRun, model, n, part, share, ids): # forward and backward pass of part `n`; its loss
-    part = send_to_device(part, self.device)
-    with self.seeded(n): loss = _weighted(self.loss_fn, model, part, share)
+def _backward(self: TrainingRun, model, n, part, share, ids): # through part `n`; its loss
+    with self.seeded(n):
+        loss = _weighted(self.loss_fn, model, send_to_device(part, self.device), share)
     value = loss.item()
     check_finite(value, 'loss', self.step + 1, ids)
     self.accelerator.backward(loss)

@@ -37,15 +37,21 @@ def eval_every(self: TrainingRun) -> int:
 
 # %% ../nbs/09_training.ipynb #6c0fe0b8
 @patch
+def _row(self: TrainingRun, started): # what happened since the last row
+    loss, norm = map(float, np.mean(self.pending, axis=0))
+    self.pending, self.history.seconds = [], time.time() - started
+    return dict(step=self.step, loss=loss, grad_norm=norm, lr=self.schedule.get_last_lr()[0],
+                seconds=self.history.seconds)
+
+# %% ../nbs/09_training.ipynb #17d7cdff
+@patch
 def log(self: TrainingRun, validate, started):
     "Add a row to the history if one is due, with a validation if one is due; whether a row was added."
     validates = validate and self.due(self.eval_every)
     if not (validates or self.due(max(1, self.config.steps//200))): return False
-    loss, norm = map(float, np.mean(self.pending, axis=0))
-    row = dict(step=self.step, loss=loss, grad_norm=norm, lr=self.schedule.get_last_lr()[0],
-               seconds=time.time() - started)
+    row = self._row(started)
     if validates: row['valid_loss'] = validate()
-    self.history.rows.append(row); self.pending = []; self.history.seconds = row['seconds']
+    self.history.rows.append(row)
     if validates: self.judge(row['valid_loss'])
     self.finished |= self.step == self.config.steps
     return True
@@ -81,10 +87,14 @@ def _show(bar, history):
     bar.set_postfix_str(f'loss {history.final_loss:.4f}{best}', refresh=False)
 
 # %% ../nbs/09_training.ipynb #8916e0da
-def _batches(data, config, first, accelerator, collate): # of this process, from step `first` on
+def _batch_numbers(config, first, accelerator): # of this process, from step `first` on
     rank, world = accelerator.process_index, accelerator.num_processes
-    numbers = range(first*config.accumulation*world + rank, config.steps*config.accumulation*world, world)
+    return range(first*config.accumulation*world + rank, config.steps*config.accumulation*world, world)
+
+# %% ../nbs/09_training.ipynb #022b6923
+def _batches(data, config, first, accelerator, collate):
     batches = NumberedBatches(data, config.batch_size, config.seed, collate)
+    numbers = _batch_numbers(config, first, accelerator)
     return iter(DataLoader(batches, batch_size=None, sampler=numbers, num_workers=config.num_workers))
 
 # %% ../nbs/09_training.ipynb #30fbed13

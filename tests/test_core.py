@@ -46,7 +46,8 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path/'a.json') as path:
         path.write_text('half')
         raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ['a.json'] and json.loads((tmp_path/'a.json').read_text()) == dict(x=1)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.json']
+    assert json.loads((tmp_path/'a.json').read_text()) == dict(x=1)
 
 
 def test_json_refuses_nan(tmp_path):

@@ -193,7 +193,7 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_distributed
-from logocentric.core import all_processes
+from logocentric.cache import all_processes
 torch.set_num_threads(1)
 folder, phase, rank = Path({folder!r}), sys.argv[1], all_processes().process_index
 torch.save(getattr(test_distributed, phase)(folder, rank), folder/(phase + str(rank) + '.pt'))
@@ -203,7 +203,8 @@ def launch(folder, phase):
     "Two processes over gloo; what each of them found. (`accelerate launch` starts several on CPUs by MPI only.)"
     script = folder/'script.py'
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parents[1]), ACCELERATE_USE_CPU='true')
+    root = str(Path(__file__).parents[1])
+    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=root, ACCELERATE_USE_CPU='true')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script, phase]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     (folder/f'{phase}.err').write_text(done.stderr)

@@ -14,7 +14,8 @@ SCRIPT = '''
 import sys, time, torch
 from logocentric.core import set_seed
 from logocentric.encoder.mae import MAEConfig, MAEModel
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 torch.set_num_threads(1)
 folder, pause, precision = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 

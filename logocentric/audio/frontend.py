@@ -48,14 +48,18 @@ def frame_rate(self: FrontendConfig) -> float:
     "Frames in a second."
     return self.sample_rate/self.hop_length
 
+# %% ../../nbs/11_frontend.ipynb #212b9c3c
+def _stft(wave, config): # (batch, samples) -> (batch, bins, frames)
+    window = torch.hann_window(config.win_length, device=wave.device)
+    return torch.stft(wave, config.n_fft, config.hop_length, config.win_length, window, center=True,
+                      pad_mode='constant', return_complex=True)
+
 # %% ../../nbs/11_frontend.ipynb #23389e1f
 def power_spectrogram(wave: Tensor, # (…, samples)
                       config: FrontendConfig # frontend settings
                      ) -> Tensor: # (…, frames, n_fft//2 + 1)
     "Power of the windowed Fourier transform around every `hop_length`-th sample."
-    window = torch.hann_window(config.win_length, device=wave.device)
-    spectrum = torch.stft(wave.reshape(-1, wave.shape[-1]), config.n_fft, config.hop_length, config.win_length, window,
-                          center=True, pad_mode='constant', return_complex=True)
+    spectrum = _stft(wave.reshape(-1, wave.shape[-1]), config)
     power = spectrum.real.square() + spectrum.imag.square() # (batch, bins, frames)
     return rearrange(power, 'b f t -> b t f').reshape(*wave.shape[:-1], -1, config.n_fft//2 + 1)
 
@@ -152,8 +156,8 @@ def denormalise(self: LogMel, normalised: Tensor) -> Tensor: # (…, frames, n_m
     "The inverse of `normalise`."
     return normalised*self.config.std + self.config.mean
 
-# %% ../../nbs/11_frontend.ipynb #e343de9c
-def _moments(logmels): # number of values, their sum and the sum of their squares, in double precision
+# %% ../../nbs/11_frontend.ipynb #5e5c3fa9
+def _moments(logmels): # number of values, sum, sum of squares; in double precision
     count = total = squares = 0
     for x in logmels:
         x = torch.as_tensor(np.asarray(x, np.float64))
