@@ -51,21 +51,22 @@ def reads(monkeypatch):
 
 @pytest.mark.parametrize('suffix', ['wav', 'flac', 'ogg', 'mp3'])
 @pytest.mark.parametrize('rate, channels', [(8_000, 1), (16_000, 2), (44_100, 2), (48_000, 1)])
-def test_any_file_is_what_the_frontend_hears(tmp_path, suffix, rate, channels):
+def test_any_file_is_what_the_frontend_makes_of_it(tmp_path, suffix, rate, channels):
     path = put(tmp_path/f'é.{suffix}', 2.5, rate, channels)
-    picture, facts = read_clip(path, .5, None, SECONDS)
+    logmel, facts = read_clip(path, .5, None, SECONDS)
     wave = load_audio(path, .5, SECONDS)
-    assert len(wave) == 16_000 and facts == dict(frames=101, heard=1., fit='cut') and picture.dtype == np.float16
-    np.testing.assert_allclose(picture[:-3], LogMel()(torch.from_numpy(wave))[:-3].half(), atol=.02)
+    assert len(wave) == 16_000 and facts == dict(frames=101, sound_seconds=1., fit='cut') and logmel.dtype == np.float16
+    np.testing.assert_allclose(logmel[:-3], LogMel()(torch.from_numpy(wave))[:-3].half(), atol=.02)
 
 
 @pytest.mark.parametrize('length, start, duration, frames, fit', [
-    (1, 0, None, 101, 'whole'), (1.05, 0, None, 101, 'whole'), (.95, 0, None, 96, 'whole'), (.4, 0, None, 41, 'padded'), (3, 0, None, 101, 'cut'), (3, 2.5, None, 51, 'padded'),
-    (3, 1, 1, 101, 'whole'), (3, 1, .3, 31, 'padded'), (3, 0, 30, 101, 'cut'), (.4, 0, 30, 41, 'padded'), (3, 0, 1.15, 101, 'cut')])
+    (1, 0, None, 101, 'whole'), (1.05, 0, None, 101, 'whole'), (.95, 0, None, 96, 'whole'), (.4, 0, None, 41, 'padded'),
+    (3, 0, None, 101, 'cut'), (3, 2.5, None, 51, 'padded'), (3, 1, 1, 101, 'whole'), (3, 1, .3, 31, 'padded'),
+    (3, 0, 30, 101, 'cut'), (.4, 0, 30, 41, 'padded'), (3, 0, 1.15, 101, 'cut')])
 def test_what_is_there_decides_how_a_clip_fits(tmp_path, length, start, duration, frames, fit):
-    picture, facts = read_clip(put(tmp_path/'a.wav', length), start, duration, SECONDS)
-    assert picture.shape == (101, 80) and (facts['frames'], facts['fit']) == (frames, fit)
-    assert (picture[frames:] == SILENCE).all() and (picture[:frames].min(1) > SILENCE).all()
+    logmel, facts = read_clip(put(tmp_path/'a.wav', length), start, duration, SECONDS)
+    assert logmel.shape == (101, 80) and (facts['frames'], facts['fit']) == (frames, fit)
+    assert (logmel[frames:] == SILENCE).all() and (logmel[:frames].min(1) > SILENCE).all()
 
 
 def test_a_part_from_its_start(tmp_path):
@@ -82,16 +83,20 @@ def test_other_settings(tmp_path):
     assert clips_bytes(1, .5, config) == clips.features.nbytes
 
 
-def test_rows_pictures_and_counts(tmp_path, five):
+def test_rows_logmels_and_counts(tmp_path, five):
     put(tmp_path/'b.wav', 3); put(tmp_path/'c.wav', .5)
     manifest = listed(tmp_path, five)
     clips = build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    assert len(clips) == 5 and clips.table['id'].tolist() == manifest.table['id'].tolist() and clips.table.labels.tolist() == [[n] for n in 'abcde']
-    assert clips.frames.tolist() == clips.table.frames.tolist() == [101, 101, 51, 101, 101] and clips.vocabulary == list('abcde')
-    assert clips.manifest == dict(manifest.summary(), fit=dict(whole=3, cut=1, padded=1)) and '1 cut, 1 padded' in repr(clips)
+    assert len(clips) == 5 and clips.table['id'].tolist() == manifest.table['id'].tolist()
+    assert clips.table.labels.tolist() == [[n] for n in 'abcde']
+    assert clips.frames.tolist() == clips.table.frames.tolist() == [101, 101, 51, 101, 101]
+    assert clips.vocabulary == list('abcde')
+    assert clips.manifest == dict(manifest.summary(), fit=dict(whole=3, cut=1, padded=1))
+    assert '1 cut, 1 padded' in repr(clips)
     assert clips.features[[4, 0]].shape == (2, 101, 80) and isinstance(clips.features, np.memmap)
     for i, path in enumerate(manifest.paths):
-        np.testing.assert_allclose(clips.features[i][:50], LogMel()(torch.from_numpy(load_audio(path, 0, 1)))[:50].half(), atol=.02)
+        expected = LogMel()(torch.from_numpy(load_audio(path, 0, 1)))[:50].half()
+        np.testing.assert_allclose(clips.features[i][:50], expected, atol=.02)
     assert clips.logmel(1).dtype == torch.float32 and not (tmp_path/'clips/todo').exists()
     assert np.isnan(clips.table.duration).all() and clips.table.columns[:9].tolist() == manifest.table.columns.tolist()
 
@@ -121,7 +126,8 @@ def test_broken_files_are_named_at_the_end_and_nothing_is_lost(tmp_path, five, r
     (tmp_path/'b.wav').write_bytes(b''); (tmp_path/'d.wav').write_bytes(good[:1000])
     manifest = listed(tmp_path, five)
     for _ in range(2):
-        with pytest.raises(DataError, match=r'(?s)2 of 5 clips cannot be read:\n  b: the file is empty\n  d: truncated.*`logocentric doctor`.*skip='):
+        said = r'(?s)2 of 5 clips cannot be read:\n  b: the file is empty\n  d: truncated.*`logocentric doctor`.*skip='
+        with pytest.raises(DataError, match=said):
             build_clips(tmp_path/'clips', manifest, SECONDS, 1)
         with pytest.raises(LogocentricError, match='no finished clips'): Clips(tmp_path/'clips')
     (tmp_path/'d.wav').write_bytes(good); reads.clear()
@@ -129,7 +135,8 @@ def test_broken_files_are_named_at_the_end_and_nothing_is_lost(tmp_path, five, r
     assert reads == ['a.wav', 'b.wav', 'c.wav', 'd.wav']
     reads.clear()
     clips = build_clips(tmp_path/'clips', manifest.skip(tmp_path/'clips/failed.csv'), SECONDS, 1)
-    assert not reads and clips.table['id'].tolist() == list('acde') and np.array_equal(clips.features, whole.features[[0, 2, 3, 4]])
+    assert not reads and clips.table['id'].tolist() == list('acde')
+    assert np.array_equal(clips.features, whole.features[[0, 2, 3, 4]])
     assert clips.manifest['skipped'] == 1 and '1 skipped' in repr(clips) and not list(tmp_path.glob('*.before*'))
 
 
@@ -137,7 +144,8 @@ def test_a_killed_run_with_another_skip_list(tmp_path, five, reads):
     manifest, reads.limit = listed(tmp_path, five), 3
     with pytest.raises(KeyboardInterrupt): build_clips(tmp_path/'clips', manifest, SECONDS, 1)
     reads.limit = 99; reads.clear()
-    assert len(build_clips(tmp_path/'clips', manifest.skip({'a': 'x'}), SECONDS, 1)) == 4 and reads == ['c.wav', 'd.wav', 'e.wav']
+    assert len(build_clips(tmp_path/'clips', manifest.skip({'a': 'x'}), SECONDS, 1)) == 4
+    assert reads == ['c.wav', 'd.wav', 'e.wav']
 
 
 def test_a_killed_run_in_another_order(tmp_path, five, reads):
@@ -176,38 +184,46 @@ print(clips.table['id'].tolist(), clips.features.astype('float64').sum())
 def test_processes_that_want_one_folder_at_once_read_it_once(tmp_path, five):
     "As under a launch: none finds the folder half made, and all have the same."
     listed(tmp_path, five)
-    runs = [subprocess.Popen([sys.executable, '-c', RACE, str(tmp_path), str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(3)]
+    start = lambda rank: subprocess.Popen([sys.executable, '-c', RACE, str(tmp_path), str(rank)], text=True,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    runs = [start(rank) for rank in range(3)]
     found = [run.communicate(timeout=240) for run in runs]
     assert [run.returncode for run in runs] == [0]*3, found
-    assert len({out for out, _ in found}) == 1 and sorted((tmp_path/'reads').read_text().split()) == five and not (tmp_path/'clips'/'todo').exists()
+    assert len({out for out, _ in found}) == 1 and sorted((tmp_path/'reads').read_text().split()) == five
+    assert not (tmp_path/'clips'/'todo').exists()
 
 
 def test_a_finished_folder_is_read_where_nothing_can_be_written(tmp_path, five, monkeypatch):
     manifest = listed(tmp_path, five)
     build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    monkeypatch.setattr(logocentric.data.clips, 'by_one', lambda *args: pytest.fail('a finished folder needs no lock'))
+    locked = lambda *args: pytest.fail('a finished folder needs no lock')
+    monkeypatch.setattr(logocentric.data.clips, 'one_process_at_a_time', locked)
     assert len(build_clips(tmp_path/'clips', manifest, SECONDS, 1)) == 5
 
 
 def test_a_folder_is_for_its_clips_alone(tmp_path, five):
     manifest = listed(tmp_path, five)
     build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    for other, seconds in ((manifest.skip({'a': 'x'}), SECONDS), (manifest, 2.), (listed(tmp_path, five, 'other.csv').skip({'b': ''}), SECONDS)):
-        with pytest.raises(DataError, match='choose another folder or delete it'): build_clips(tmp_path/'clips', other, seconds, 1)
+    another = listed(tmp_path, five, 'other.csv').skip({'b': ''})
+    for other, seconds in ((manifest.skip({'a': 'x'}), SECONDS), (manifest, 2.), (another, SECONDS)):
+        with pytest.raises(DataError, match='choose another folder or delete it'):
+            build_clips(tmp_path/'clips', other, seconds, 1)
     assert len(Clips(tmp_path/'clips')) == 5
 
 
 def test_unfinished_work_on_another_set_is_not_touched(tmp_path, five, reads):
     manifest, reads.limit = listed(tmp_path, five), 3
     with pytest.raises(KeyboardInterrupt): build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    with pytest.raises(DataError, match='choose another folder'): build_clips(tmp_path/'clips', listed(tmp_path, five[:2], 'other.csv'), SECONDS, 1)
+    with pytest.raises(DataError, match='choose another folder'):
+        build_clips(tmp_path/'clips', listed(tmp_path, five[:2], 'other.csv'), SECONDS, 1)
     assert (tmp_path/'clips/shards/00000.json').exists()
 
 
 def test_fewer_clips_than_it_says(tmp_path, five):
     manifest = listed(tmp_path, [*five, 'gone.wav'])
     with pytest.raises(DataError, match='5 of 6 clips are there'): build_clips(tmp_path/'clips', manifest, SECONDS, 1)
-    with pytest.raises(DataError, match='7 clips are expected and 6 listed'): build_clips(tmp_path/'clips', manifest.skip(manifest.absent()), SECONDS, 1, n=7)
+    with pytest.raises(DataError, match='7 clips are expected and 6 listed'):
+        build_clips(tmp_path/'clips', manifest.skip(manifest.absent()), SECONDS, 1, n=7)
     assert not (tmp_path/'clips').exists()
     clips = build_clips(tmp_path/'clips', manifest.skip(manifest.absent()), SECONDS, 1)
     assert (len(clips), clips.manifest['skipped']) == (5, 1)
@@ -215,7 +231,8 @@ def test_fewer_clips_than_it_says(tmp_path, five):
 
 def test_a_disk_that_is_full(tmp_path, five, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: namedtuple('usage', 'free')(1000))
-    with pytest.raises(DataError, match='5 clips of 1 s need .* GB more and 1e-06 GB are free at clips'): build_clips(tmp_path/'clips', listed(tmp_path, five), SECONDS, 1)
+    with pytest.raises(DataError, match='5 clips of 1 s need .* GB more and 1e-06 GB are free at clips'):
+        build_clips(tmp_path/'clips', listed(tmp_path, five), SECONDS, 1)
     assert clips_bytes(20_000) == 20_000*1001*80*2
 
 
@@ -225,11 +242,14 @@ def test_the_size_is_said_first(tmp_path, five, monkeypatch, capsys):
     assert 'list: 8.08e-05 GB for 5 clips of 1 s' in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', 'esc10').exists()), reason='shared data esc10 is not there')
+@pytest.mark.skipif(not (shared_path() and shared_path().joinpath('data', 'esc10').exists()),
+                    reason='shared data esc10 is not there')
 def test_real_esc10(tmp_path):
     manifest = read_dataset('esc50', shared_path()/'data'/'esc10', esc10=True)
-    with pytest.raises(DataError, match='400 clips are expected and 240 listed'): build_clips(tmp_path/'clips', manifest, 5., 1)
+    with pytest.raises(DataError, match='400 clips are expected and 240 listed'):
+        build_clips(tmp_path/'clips', manifest, 5., 1)
     clips = build_clips(tmp_path/'clips', manifest, 5., 1, n=240)
-    assert clips.features.shape == (240, 501, 80) and clips.manifest['fit'] == dict(whole=240, cut=0, padded=0) and len(clips.vocabulary) == 10
+    assert clips.features.shape == (240, 501, 80) and clips.manifest['fit'] == dict(whole=240, cut=0, padded=0)
+    assert len(clips.vocabulary) == 10
     wave = load_audio(manifest.paths[100])
     np.testing.assert_allclose(clips.features[100][:500], LogMel()(torch.from_numpy(wave))[:500].half(), atol=.02)

@@ -1,32 +1,34 @@
-"Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks; music rendered while training."
+"""Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks;
+music rendered while training."""
 import errno, functools, http.server, json, pickle, shutil, sys, tarfile, threading
 from contextlib import contextmanager
 from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
-import logocentric.data.shards
+import logocentric.data.packing, logocentric.data.shards
 from logocentric.captioner.model import Captioner, Pairs, tokenise
 from logocentric.data.clipset import Crops
 from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, read_json
 from logocentric.data.corpus import build_corpus
-from logocentric.data.lists import DataError
-from logocentric.data.tables import read_table
+from logocentric.data.manifests import DataError, read_table
 from logocentric.audio.frontend import FrontendConfig
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig
-from logocentric.data.shards import LazyPairs, LazyCorpus, Shards, _packing_of, clip_bytes, clip_of_bytes, write_shards
+from logocentric.data.clipset import LazyPairs
+from logocentric.data.shards import LazyCorpus, Shards, clip_bytes, clip_of_bytes
+from logocentric.data.packing import _packing_of, write_shards
 from logocentric.data.sound_corpus import build_sounds
-from logocentric.runs import TrainConfig
-from logocentric.batches import batch_indices, fetch
-from logocentric.training import train
+from logocentric.training import TrainConfig, batch_indices, fetch, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def made(n, frames=6, first=0):
-    return [dict(id=f'ä/{i}.x.wav', logmel=np.random.default_rng(i).standard_normal((frames, 8)).astype(np.float16), text=f'Stück {i} – 歌', labels=['α', str(i)]) for i in range(first, first + n)]
+    logmel = lambda i: np.random.default_rng(i).standard_normal((frames, 8)).astype(np.float16)
+    return [dict(id=f'ä/{i}.x.wav', logmel=logmel(i), text=f'Stück {i} – 歌', labels=['α', str(i)])
+            for i in range(first, first + n)]
 
 
 def same(a, b):
@@ -34,7 +36,8 @@ def same(a, b):
     for k in a: assert np.array_equal(a[k], b[k]) if isinstance(a[k], np.ndarray) else a[k] == b[k]
 
 
-def contents(folder): return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in ('.tar', '.npy', '.json')}
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in ('.tar', '.npy', '.json')}
 
 
 @pytest.fixture
@@ -58,10 +61,13 @@ def recordings(tmp_path):
 # --- what goes in comes out
 
 def test_round_trip():
-    clip = dict(id='ключ/a.b.c', logmel=np.random.default_rng(0).standard_normal((7, 80)).astype(np.float16), text='«Für Elise» – 1\n2', labels=['Ü', 'ß'], start=.1, frames=7,
-                active=np.arange(7) > 3, nothing=None)
+    logmel = np.random.default_rng(0).standard_normal((7, 80)).astype(np.float16)
+    clip = dict(id='ключ/a.b.c', logmel=logmel, text='«Für Elise» – 1\n2', labels=['Ü', 'ß'], start=.1,
+                frames=7, active=np.arange(7) > 3, nothing=None)
     same(clip_of_bytes(clip_bytes('1-2', clip)), clip)
-    odd = clip_of_bytes(clip_bytes('1-2', dict(clip, duration=float('nan'), text=None, logmel=clip['logmel'].astype(np.float32), n=np.int64(3), flag=np.bool_(True))))
+    changed = dict(clip, duration=float('nan'), text=None, logmel=logmel.astype(np.float32), n=np.int64(3),
+                   flag=np.bool_(True))
+    odd = clip_of_bytes(clip_bytes('1-2', changed))
     assert odd['duration'] is None and odd['text'] == '' and odd['n'] == 3 and odd['flag'] is True
     assert odd['logmel'].dtype == np.float16 and np.array_equal(odd['logmel'], clip['logmel'])
 
@@ -86,7 +92,8 @@ def test_webdataset_reads_it(twenty):
 
 def test_index(twenty):
     index = twenty.index
-    assert (index['clips'], index['frames'], index['failed'], index['shape'], [s['clips'] for s in index['shards']]) == (20, 120, 0, [6, 8], [3]*6 + [2])
+    assert [index[k] for k in ('clips', 'frames', 'failed', 'shape')] == [20, 120, 0, [6, 8]]
+    assert [s['clips'] for s in index['shards']] == [3]*6 + [2]
     assert index['frontend'] == FrontendConfig().to_dict() and twenty.damaged() == []
     assert write_shards(twenty.place, iter(made(20)), size=3).index == index
 
@@ -107,16 +114,21 @@ def test_a_corpus(corpus, tmp_path):
     places = [by_id[i] for i in shards.table.id]
     assert sorted(places) == list(range(9)) and places != list(range(9)), 'shuffled once'
     assert np.array_equal(shards.features[:], corpus.features[places])
-    assert shards.table.text.tolist() == corpus.table.description.iloc[places].tolist() and 'description' not in shards.table
-    assert shards.table.gtzan.tolist() == corpus.table.gtzan.iloc[places].tolist() and shards.index['texts'] == dict(column='description')
+    assert shards.table.text.tolist() == corpus.table.description.iloc[places].tolist()
+    assert 'description' not in shards.table
+    assert shards.table.gtzan.tolist() == corpus.table.gtzan.iloc[places].tolist()
+    assert shards.index['texts'] == dict(column='description')
     again = write_shards(tmp_path/'again', shards, size=2, seed=None, processes=1)
-    assert np.array_equal(again.features[:], shards.features[:]) and again.table.text.tolist() == shards.table.text.tolist()
+    assert np.array_equal(again.features[:], shards.features[:])
+    assert again.table.text.tolist() == shards.table.text.tolist()
 
 
 def test_sounds_keep_where_they_sound(tmp_path):
     sounds = build_sounds(tmp_path/'sounds', 3, seed=1, processes=1)
     shards = write_shards(tmp_path/'s', sounds, seed=None, processes=1)
-    for i in range(3): assert np.array_equal(shards.clip(i)['active'], sounds.active[i]) and np.array_equal(shards.features[i], sounds.features[i])
+    for i in range(3):
+        assert np.array_equal(shards.clip(i)['active'], sounds.active[i])
+        assert np.array_equal(shards.features[i], sounds.features[i])
 
 
 def test_recordings_are_what_clips_holds(recordings, tmp_path):
@@ -125,19 +137,23 @@ def test_recordings_are_what_clips_holds(recordings, tmp_path):
         shards = write_shards(tmp_path/type(source).__name__, source, seconds=.7, size=3, seed=None, processes=1)
         assert np.array_equal(shards.features[:], clips.features[:]) and shards.config == clips.config
         assert shards.table.text.tolist() == [f'text {i}' for i in range(7)]
-        for column in ('id', 'labels', 'frames', 'fit'): assert shards.table[column].tolist() == clips.table[column].tolist()
+        for column in ('id', 'labels', 'frames', 'fit'):
+            assert shards.table[column].tolist() == clips.table[column].tolist()
 
 
 def test_texts_of_ones_own(corpus, tmp_path):
     own = {i: f'own {i}' for i in corpus.table.id}
     shards = write_shards(tmp_path/'own', corpus, texts=own, processes=1, note='by hand')
     assert shards.table.text.tolist() == [own[i] for i in shards.table.id] and shards.index['note'] == 'by hand'
-    assert write_shards(tmp_path/'style', corpus, texts='style', processes=1).table.text.isin(corpus.table['style']).all()
+    styles = write_shards(tmp_path/'style', corpus, texts='style', processes=1)
+    assert styles.table.text.isin(corpus.table['style']).all()
     own.pop(corpus.table.id[3])
-    with pytest.raises(LogocentricError, match='1 of 9 clips have no text'): write_shards(tmp_path/'x', corpus, texts=own)
+    with pytest.raises(LogocentricError, match='1 of 9 clips have no text'):
+        write_shards(tmp_path/'x', corpus, texts=own)
     with pytest.raises(LogocentricError, match="no column 'words'"): write_shards(tmp_path/'x', corpus, texts='words')
     with pytest.raises(LogocentricError, match='no source of clips'): write_shards(tmp_path/'x', 5)
-    with pytest.raises(LogocentricError, match='a clip is a dict'): write_shards(tmp_path/'y', iter([('id', np.zeros((3, 3)), 'text')]))
+    with pytest.raises(LogocentricError, match='a clip is a dict'):
+        write_shards(tmp_path/'y', iter([('id', np.zeros((3, 3)), 'text')]))
 
 
 @pytest.mark.slow
@@ -151,7 +167,8 @@ def test_what_goes_to_workers(recordings, corpus):
         here = _packing_of(source, None, .6, FrontendConfig())
         there = pickle.loads(pickle.dumps((here.items([3, 1]), here.read)))
         assert len(pickle.dumps(here.read)) < 200_000, 'no features travel'
-        for a, b in zip(there[0], here.items([3, 1])): assert clip_bytes('k', there[1](a)) == clip_bytes('k', here.read(b))
+        for a, b in zip(there[0], here.items([3, 1])):
+            assert clip_bytes('k', there[1](a)) == clip_bytes('k', here.read(b))
 
 
 # --- killed, full, damaged
@@ -168,11 +185,11 @@ def test_a_killed_run_goes_on(twenty, tmp_path):
 
 
 def test_killed_while_decoding(recordings, tmp_path, monkeypatch):
-    seen, real = [], logocentric.data.shards.read_clip
+    seen, real = [], logocentric.data.packing.read_clip
     def counted(path, *args):
         if len(seen) == 5: seen.append('killed'); raise KeyboardInterrupt
         seen.append(path); return real(path, *args)
-    monkeypatch.setattr(logocentric.data.shards, 'read_clip', counted)
+    monkeypatch.setattr(logocentric.data.packing, 'read_clip', counted)
     go = lambda: write_shards(tmp_path/'s', recordings, seconds=.6, size=2, processes=1)
     with pytest.raises(KeyboardInterrupt): go()
     with pytest.raises(LogocentricError, match='make them with `write_shards`'): Shards(tmp_path/'s')
@@ -187,8 +204,10 @@ def test_a_full_disk_leaves_what_is_whole(tmp_path, monkeypatch):
         if not left[0]: raise OSError(errno.ENOSPC, 'No space left on device')
         return real(*args)
     monkeypatch.setattr(logocentric.data.shards, 'clip_bytes', full)
-    with pytest.raises(LogocentricError, match='the disk of s is full: 2 shards are whole'): write_shards(tmp_path/'s', iter(made(10)), size=3)
-    assert sorted(p.name for p in (tmp_path/'s').glob('*.tar')) == ['shard-000000.tar', 'shard-000001.tar'] and not list((tmp_path/'s').glob('.*.tmp'))
+    with pytest.raises(LogocentricError, match='the disk of s is full: 2 shards are whole'):
+        write_shards(tmp_path/'s', iter(made(10)), size=3)
+    assert sorted(p.name for p in (tmp_path/'s').glob('*.tar')) == ['shard-000000.tar', 'shard-000001.tar']
+    assert not list((tmp_path/'s').glob('.*.tmp'))
     shards = write_shards(tmp_path/'s', iter(made(10)), size=3)
     for i, c in enumerate(made(10)): same(shards.clip(i), c)
 
@@ -204,7 +223,8 @@ def test_unreadable_clips_are_counted_and_listed(recordings, tmp_path):
     good = (tmp_path/'3.wav').read_bytes()
     for i in (3, 5): (tmp_path/f'{i}.wav').write_bytes(b'RIFF....WAVE')
     with pytest.raises(DataError, match='2 of 7 clips cannot be read:\n  3: .*\n  5: ') as e: go()
-    assert 'tolerate=2' in str(e.value) and [line.split(',')[0] for line in (tmp_path/'s'/'failed.csv').read_text().splitlines()] == ['id', '3', '5']
+    assert 'tolerate=2' in str(e.value)
+    assert [line.split(',')[0] for line in (tmp_path/'s'/'failed.csv').read_text().splitlines()] == ['id', '3', '5']
     shards = go(tolerate=2)
     assert shards.table.id.tolist() == ['0', '1', '2', '4', '6'] and '2 unreadable' in repr(shards)
     assert [s['clips'] for s in shards.index['shards']] == [2, 1, 1, 1] and shards.clip(4)['id'] == '6'
@@ -216,10 +236,12 @@ def test_unreadable_clips_are_counted_and_listed(recordings, tmp_path):
 
 def test_a_folder_belongs_to_one_job(corpus, twenty, tmp_path):
     for change in (dict(size=4), dict(size=3, note='x'), dict(size=3, config=FrontendConfig(n_mels=8))):
-        with pytest.raises(DataError, match='holds shards of something else'): write_shards(twenty.place, iter(made(20)), **change)
+        with pytest.raises(DataError, match='holds shards of something else'):
+            write_shards(twenty.place, iter(made(20)), **change)
     with pytest.raises(DataError, match='something else'): write_shards(twenty.place, corpus, size=3)
     (tmp_path/'twenty'/'index.json').unlink()
-    with pytest.raises(LogocentricError, match='shard-000000.tar holds other clips'): write_shards(twenty.place, iter(made(20, first=5)), size=3)
+    with pytest.raises(LogocentricError, match='shard-000000.tar holds other clips'):
+        write_shards(twenty.place, iter(made(20, first=5)), size=3)
     (tmp_path/'theirs').mkdir(); (tmp_path/'theirs'/'photos.tar').write_bytes(b'')
     with pytest.raises(DataError, match='photos.tar of somebody else'): write_shards(tmp_path/'theirs', corpus)
 
@@ -274,7 +296,8 @@ def test_ranks_and_workers_see_each_clip_once(twenty, window):
     data = LazyPairs(Shards(twenty.place, window=window), lambda texts: {})
     alone = [fetch(data, line(data, t, 5, 3), t)['id'] for t in range(8)]
     for world, workers in ((2, 2), (3, 1)):
-        ranks = [list(DataLoader(Numbered(data), batch_size=None, sampler=range(rank, 8, world), num_workers=workers)) for rank in range(world)]
+        settings = dict(batch_size=None, num_workers=workers)
+        ranks = [list(DataLoader(Numbered(data), sampler=range(r, 8, world), **settings)) for r in range(world)]
         assert [ranks[t % world][t//world] for t in range(8)] == alone
     for epoch in (alone[:4], alone[4:]): assert sorted(sum(epoch, [])) == sorted(c['id'] for c in made(20))
 
@@ -302,7 +325,8 @@ def test_the_same_from_a_network(distant, twenty, tmp_path):
     for i in (19, 4, 0): same(far.clip(i), twenty.clip(i))
     shutil.rmtree(distant[1])
     same(far.clip(4), made(20)[4])
-    loaded = list(DataLoader(Numbered(LazyPairs(far, lambda texts: {})), batch_size=None, sampler=range(4), num_workers=2))
+    numbered = Numbered(LazyPairs(far, lambda texts: {}))
+    loaded = list(DataLoader(numbered, batch_size=None, sampler=range(4), num_workers=2))
     assert sorted(sum(loaded, [])) == sorted(c['id'] for c in made(20))
 
 
@@ -312,8 +336,10 @@ def test_what_is_not_used_makes_room(distant, tmp_path):
     for i, c in enumerate(made(20)):
         same(far.clip(i), c)
         assert sum(p.stat().st_size for p in far.cache.glob('*.tar')) <= size
-    assert far.name(6) in {p.name for p in far.cache.glob('*.tar')} and far.name(0) not in {p.name for p in far.cache.glob('*.tar')}
-    with pytest.raises(LogocentricError, match='cannot hold the shards of a window'): Shards(distant[0], window=2, cache_bytes=size)
+    assert far.name(6) in {p.name for p in far.cache.glob('*.tar')}
+    assert far.name(0) not in {p.name for p in far.cache.glob('*.tar')}
+    with pytest.raises(LogocentricError, match='cannot hold the shards of a window'):
+        Shards(distant[0], window=2, cache_bytes=size)
 
 
 @contextmanager
@@ -336,20 +362,26 @@ def with_index(folder, change):
 def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob('*'))
 
 
-@pytest.mark.parametrize('path', ['{}/outside', '../../outside', '..', '.', '', '~', '0123/../../outside', 'xyz', 'ab\n', None, 7])
+@pytest.mark.parametrize('path', ['{}/outside', '../../outside', '..', '.', '', '~', '0123/../../outside', 'xyz',
+                                  'ab\n', None, 7])
 def test_a_served_hash_writes_nothing_outside_the_cache(twenty, tmp_path, path):
-    with_index(tmp_path/'twenty', lambda index: index.update(hash=path.format(tmp_path) if isinstance(path, str) else path))
+    path = path.format(tmp_path) if isinstance(path, str) else path
+    with_index(tmp_path/'twenty', lambda index: index.update(hash=path))
     before = files(tmp_path)
-    with served(twenty.place) as address, pytest.raises(LogocentricError, match='hash in the index of http.* is not hexadecimal'):
+    refused = pytest.raises(LogocentricError, match='hash in the index of http.* is not hexadecimal')
+    with served(twenty.place) as address, refused:
         Shards(address, cache=tmp_path/'cache').clip(0)
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize('name', ['{}/outside.tar', '../../outside.tar', '..', '.hidden.tar', 'C:outside.tar', 'a\\outside.tar', 'a/b.tar', 'a.tar\n', 'a\0.tar', '', None])
+@pytest.mark.parametrize('name', ['{}/outside.tar', '../../outside.tar', '..', '.hidden.tar', 'C:outside.tar',
+                                  'a\\outside.tar', 'a/b.tar', 'a.tar\n', 'a\0.tar', '', None])
 def test_a_served_name_writes_nothing_outside_the_cache(twenty, tmp_path, name):
-    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(name=name.format(tmp_path) if isinstance(name, str) else name))
+    name = name.format(tmp_path) if isinstance(name, str) else name
+    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(name=name))
     before = files(tmp_path)
-    with served(twenty.place) as address, pytest.raises(LogocentricError, match='in the index of http.* is not the name of a file'):
+    refused = pytest.raises(LogocentricError, match='in the index of http.* is not the name of a file')
+    with served(twenty.place) as address, refused:
         Shards(address, cache=tmp_path/'cache').clip(0)
     assert files(tmp_path) == before
 
@@ -361,12 +393,15 @@ def test_an_index_on_disk_cannot_name_files_elsewhere(twenty, tmp_path):
 
 def test_a_list_in_another_order_is_another_job(recordings, tmp_path):
     write_shards(tmp_path/'s', recordings, seconds=.6, size=2, processes=1)
-    with pytest.raises(DataError, match='ids: '): write_shards(tmp_path/'s', replace(recordings, table=recordings.table[::-1].reset_index(drop=True)), seconds=.6, size=2, processes=1)
+    with pytest.raises(DataError, match='ids: '):
+        turned = replace(recordings, table=recordings.table[::-1].reset_index(drop=True))
+        write_shards(tmp_path/'s', turned, seconds=.6, size=2, processes=1)
 
 
 def test_what_float16_cannot_hold_is_refused(tmp_path):
     big = [dict(c, logmel=c['logmel'].astype(np.float32)*(1e6 if i == 1 else 1)) for i, c in enumerate(made(3))]
-    with pytest.raises(DataError, match='1 of 3 clips cannot be read:\n.*float16'): write_shards(tmp_path/'s', iter(big), size=3)
+    with pytest.raises(DataError, match='1 of 3 clips cannot be read:\n.*float16'):
+        write_shards(tmp_path/'s', iter(big), size=3)
 
 
 def test_a_damaged_upload_is_named(twenty, tmp_path):
@@ -379,7 +414,8 @@ def test_a_damaged_upload_is_named(twenty, tmp_path):
     same(far.clip(0), made(1)[0])
 
 
-@pytest.mark.parametrize('place, why', [('s3://bucket/pairs', 's3fs'), ('gs://bucket/pairs', 'gcsfs'), ('nope://x', 'Protocol not known'), ('memory://empty', 'make them with')])
+@pytest.mark.parametrize('place, why', [('s3://bucket/pairs', 's3fs'), ('gs://bucket/pairs', 'gcsfs'),
+                                        ('nope://x', 'Protocol not known'), ('memory://empty', 'make them with')])
 def test_what_is_missing_is_named(place, why, monkeypatch):
     if why in ('s3fs', 'gcsfs'): monkeypatch.setitem(sys.modules, why, None) # even where it is installed
     with pytest.raises(LogocentricError, match=why): Shards(place)
@@ -407,7 +443,9 @@ def test_crops_hold_what_sounds_as_those_of_pairs(tmp_path, tokenizer):
     sounds = build_sounds(tmp_path/'sounds', 3, seed=2, processes=1)
     shards = write_shards(tmp_path/'s', sounds, seed=None, processes=1)
     pairs = Pairs(sounds.features, sounds.table.description, tokenizer, 100, active=list(sounds.active))
-    for seed in range(5): assert torch.equal(fetch(pairs, [2, 0, 1], seed)['logmel'], fetch(LazyPairs(shards, functools.partial(tokenise, tokenizer), 100), [2, 0, 1], seed)['logmel'])
+    for seed in range(5):
+        lazy = LazyPairs(shards, functools.partial(tokenise, tokenizer), 100)
+        assert torch.equal(*(fetch(data, [2, 0, 1], seed)['logmel'] for data in (pairs, lazy)))
 
 
 def test_crops_for_pretraining_and_labels(corpus, tmp_path):
@@ -437,7 +475,8 @@ def test_workers_render_what_one_process_renders(corpus):
     data = LazyPairs(LazyCorpus(9, seed=7), lambda texts: dict(text=texts))
     batch = data.batch([2, 5], None)
     loaded = next(iter(DataLoader(Whole(data), batch_size=None, sampler=[[2, 5]], num_workers=2)))
-    assert torch.equal(loaded['logmel'], batch['logmel']) and torch.equal(batch['logmel'].half(), torch.from_numpy(corpus.features[[2, 5]]))
+    assert torch.equal(loaded['logmel'], batch['logmel'])
+    assert torch.equal(batch['logmel'].half(), torch.from_numpy(corpus.features[[2, 5]]))
     assert loaded['text'] == corpus.table.description.iloc[[2, 5]].tolist()
 
 
@@ -476,7 +515,8 @@ def test_training_goes_on_as_if_nothing_had_happened(twenty, tmp_path, source):
         return model(**batch).loss
     whole = train(Guess(mels), data, config(), progress=False).frame.loss.tolist()
     with pytest.raises(Killed): train(Guess(mels), data, config(), folder=tmp_path/'run', loss_fn=dies, progress=False)
-    assert train(Guess(mels), data, config(num_workers=2), folder=tmp_path/'run', progress=False).frame.loss.tolist() == whole
+    again = train(Guess(mels), data, config(num_workers=2), folder=tmp_path/'run', progress=False)
+    assert again.frame.loss.tolist() == whole
     assert len(whole) == steps and len(set(whole)) > 2
 
 

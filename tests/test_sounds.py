@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from scipy.signal import find_peaks, welch
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import build_corpus
-from logocentric.data.descriptions import genre_words
+from logocentric.data.corpus import build_corpus, genre_words
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.audio.synthesis import FREQUENCIES, band, filtered, frames_of, modal, partials, pulses, resonance
-from logocentric.data.sounds import KINDS, N, TICKS
+from logocentric.audio.sounds import KINDS, N, TICKS
 from logocentric.data.sound_corpus import (MODES, Layer, SoundCorpus, arrange, build_sounds, describe_sound,
                                            draw_sound, event_times, render_sound)
 from logocentric.audio.voices import (PHONES, STOPS, UNKNOWN, VOWELS, Speaker, Utterance, random_word, segments, speak,
                                       utter)
-from logocentric.data.rendering import RATE
+from logocentric.data.corpus import RATE
 from logocentric.data.sound_corpus import _put
 
 SPEECH = ['word', 'talk', 'whisper', 'chatter', 'vowel', 'laugh', 'cry']
@@ -49,7 +48,8 @@ def test_a_filter_changes_in_time():
 def test_pitch_of_partials_and_pulses():
     f0 = np.full(N, 220.5)
     for wave in (partials(f0, (1, .5, .3), rng()), pulses(f0, rng())):
-        spectrum = np.abs(np.fft.rfft(wave)); peaks = np.fft.rfftfreq(N, 1/RATE)[find_peaks(spectrum, height=.2*spectrum.max())[0]]
+        spectrum = np.abs(np.fft.rfft(wave))
+        peaks = np.fft.rfftfreq(N, 1/RATE)[find_peaks(spectrum, height=.2*spectrum.max())[0]]
         assert np.allclose(peaks[:3], 220.5*np.arange(1, 4), atol=.11)
     assert abs((pulses(np.full(RATE, 100.), rng()) > 0).sum()/2 - 100) <= 50
 
@@ -58,7 +58,7 @@ def test_partials_do_not_alias():
     power = np.abs(np.fft.rfft(wave))**2; f = np.fft.rfftfreq(N, 1/RATE)
     assert power[(np.abs(f - 3000) > 5) & (np.abs(f - 6000) > 5)].sum() < 1e-6*power.sum()
     assert not partials(np.full(100, 7900.), np.ones(3), rng()).any()
-    slide = partials(np.linspace(500, 5000, N), np.ones(10), rng())   # only the first partial stays below the band's edge
+    slide = partials(np.linspace(500, 5000, N), np.ones(10), rng())   # only the first partial stays below the edge
     for k in (2, 5, 8):
         part = slide[k*RATE:k*RATE + 1600]*np.hanning(1600)
         assert abs(np.abs(np.fft.rfft(part)).argmax()*10 - (500 + 450*(k + .05))) < 30
@@ -106,10 +106,12 @@ def test_fricatives_hiss_high_and_vowels_do_not():
 # --- kinds and clips
 
 def test_speech_like_kinds():
-    assert {k.name for k in KINDS.values() if k.group == 'speech-like'} == set(SPEECH) and {k.group for k in KINDS.values()} == {'speech-like', 'other'}
+    assert {k.name for k in KINDS.values() if k.group == 'speech-like'} == set(SPEECH)
+    assert {k.group for k in KINDS.values()} == {'speech-like', 'other'}
     for name, k in KINDS.items():
-        assert k.name == name and k.form in MODES and 3 <= len(k.phrases) <= 4 and len(k.many) == (len(k.phrases) if k.form == 'event' else 0)
-        assert bool(k.behind) == (name != 'silence') and k.weight > 0
+        assert k.name == name and k.form in MODES and 3 <= len(k.phrases) <= 4
+        assert len(k.plurals) == (len(k.phrases) if k.form == 'event' else 0)
+        assert bool(k.as_background) == (name != 'silence') and k.weight > 0
 
 @pytest.mark.parametrize('kind', list(KINDS))
 def test_every_kind_renders(kind):
@@ -121,13 +123,16 @@ def test_every_kind_renders(kind):
         assert phones.shape == active.shape == (TICKS,) == (1001,) and phones.dtype == np.int8 and active.dtype == bool
         assert UNKNOWN <= phones.min() and phones.max() < len(PHONES) and active[phones > 0].all()
         assert (phones > 0).any() == (kind in ('word', 'talk', 'whisper')) and active.any() == (kind != 'silence')
-        if not spec.background and kind not in ('word', 'talk', 'whisper'): assert (phones == UNKNOWN).any() == (kind in SPEECH)
+        if not spec.background and kind not in ('word', 'talk', 'whisper'):
+            assert (phones == UNKNOWN).any() == (kind in SPEECH)
         assert bool(onsets) == (KINDS[kind].form != 'bed') and onsets == sorted(onsets)
 
 def test_two_words_at_once_are_unknown():
-    layer, said = Layer(np.zeros(N, np.float32), np.zeros(TICKS, np.int8), []), lambda p: Utterance(np.ones(160*20, np.float32), np.full(20, p, np.int8))
+    layer = Layer(np.zeros(N, np.float32), np.zeros(TICKS, np.int8), [])
+    said = lambda p: Utterance(np.ones(160*20, np.float32), np.full(20, p, np.int8))
     for p, t in ((16, 1.), (16, 1.1), (5, 1.3)): _put(layer, said(p), t, 1.)
-    assert (layer.phones[100:110] == 16).all() and (layer.phones[110:120] == UNKNOWN).all() and (layer.phones[120:130] == 16).all()
+    assert (layer.phones[100:110] == 16).all() and (layer.phones[110:120] == UNKNOWN).all()
+    assert (layer.phones[120:130] == 16).all()
     assert (layer.phones[130:150] == 5).all() and not layer.phones[150:].any() and not layer.phones[:100].any()
 
 def test_talk_in_the_background_is_unknown():
@@ -168,7 +173,8 @@ def test_kinds_are_drawn_by_weight():
     specs = [draw_sound(37, i) for i in range(5000)]
     counts, total = Counter(s.kind for s in specs), sum(k.weight for k in KINDS.values())
     for name, k in KINDS.items(): assert abs(counts[name]/5000 - k.weight/total) < 5*np.sqrt(k.weight/total/5000), name
-    assert .3 < np.mean([s.background != '' for s in specs]) < .38 and not any(s.background in (s.kind, 'silence') for s in specs)
+    assert .3 < np.mean([s.background != '' for s in specs]) < .38
+    assert not any(s.background in (s.kind, 'silence') for s in specs)
     assert {s.mode for s in specs} == {m for table in MODES.values() for m in table}
 
 def test_event_times():
@@ -184,17 +190,20 @@ def test_descriptions_are_true(clips):
     for spec, made, text in clips:
         kind, n = KINDS[spec.kind], sum(t < 9.9 for t in made.onsets)
         assert any(p in text for p in kind.phrases) == (n <= 1 or kind.form != 'event'), text
-        assert any(p in text for p in kind.many) == (n > 1 and kind.form == 'event'), text
+        assert any(p in text for p in kind.plurals) == (n > 1 and kind.form == 'event'), text
         if kind.form == 'event':
             assert bool(re.search(r', (once|a single time)\b', text)) == (n == 1), text
             assert bool(re.search(r', (twice|two times)\b', text)) == (n == 2), text
         ended = spec.kind != 'silence' and not made.active[667:].any()
         endings = [bool(re.search(f', then {e}$', text)) for e in ('silence', 'only hiss', 'only the background')]
         assert sum(endings) == ended and (', then ' in text) == ended, text
-        if ended: assert endings == [not spec.background and spec.place.floor <= -45, not spec.background and spec.place.floor > -45, bool(spec.background)]
+        if ended:
+            hissy, behind = spec.place.floor > -45, bool(spec.background)
+            assert endings == [not behind and not hissy, not behind and hissy, behind]
         assert ('hissy' in text) == (spec.place.floor > -45) or spec.kind == 'silence'
-        assert not spec.background or KINDS[spec.background].behind in text
-        assert ('coming and going' in text or 'swelling and' in text or 'now near' in text) == (spec.mode == 'swelling'), text
+        assert not spec.background or KINDS[spec.background].as_background in text
+        swells = any(w in text for w in ('coming and going', 'swelling and', 'now near'))
+        assert swells == (spec.mode == 'swelling'), text
 
 def test_descriptions_are_english_without_genres(clips):
     for _, _, text in clips:
@@ -207,8 +216,8 @@ def test_descriptions_are_english_without_genres(clips):
 
 def test_no_phrase_holds_a_genre_word():
     for k in KINDS.values():
-        for phrase in [*k.phrases, *k.many, k.behind]: assert not genre_words(phrase), phrase
-        assert not [p for p in k.many if re.match('(a|an|one) ', p)], k.many
+        for phrase in [*k.phrases, *k.plurals, k.as_background]: assert not genre_words(phrase), phrase
+        assert not [p for p in k.plurals if re.match('(a|an|one) ', p)], k.plurals
 
 def test_descriptions_have_variants(clips):
     spec, made, text = next(c for c in clips if c[0].background and c[2].count(',') > 2)
@@ -219,14 +228,15 @@ def test_descriptions_have_variants(clips):
 
 @pytest.fixture
 def small(monkeypatch):
-    for module in ('corpus', 'sounds'): monkeypatch.setattr(f'logocentric.{module}.SHARD', 4)
+    for module in ('corpus', 'sound_corpus'): monkeypatch.setattr(f'logocentric.data.{module}.SHARD', 4)
 
 def arrays(corpus): return [a[:].copy() for a in (corpus.features, corpus.phones, corpus.active)]
 
 def test_a_corpus_holds_its_clips(tmp_path, small):
     corpus = build_sounds(tmp_path, 6, seed=38, processes=1)
     assert len(corpus) == 6 and corpus.features.shape == (6, 1001, 80) and corpus.features.dtype == np.float16
-    assert corpus.phones.shape == corpus.active.shape == (6, 1001) and corpus.phones.dtype == np.int8 and corpus.active.dtype == bool
+    assert corpus.phones.shape == corpus.active.shape == (6, 1001) and corpus.phones.dtype == np.int8
+    assert corpus.active.dtype == bool
     assert list(corpus.table) == ['id', 'kind', 'group', 'mode', 'background', 'description', 'seed', 'index']
     assert corpus.specs() == [draw_sound(38, i) for i in range(6)] and 'SoundCorpus(6 clips' in repr(corpus)
     for i in (0, 5):
@@ -251,12 +261,13 @@ def test_another_process_makes_the_same_clips(tmp_path):
         pool.submit(build_sounds, tmp_path/'there', 3, seed=40, processes=1).result()
     there = arrays(SoundCorpus(tmp_path/'there'))
     assert all(np.array_equal(a, b) for a, b in zip(here, there))
-    assert [(tmp_path/f/'clips.jsonl').read_bytes() for f in ('here', 'there')] == [(tmp_path/'here'/'clips.jsonl').read_bytes()]*2
+    assert (tmp_path/'here'/'clips.jsonl').read_bytes() == (tmp_path/'there'/'clips.jsonl').read_bytes()
 
 def test_other_settings_are_refused(tmp_path):
     build_sounds(tmp_path, 2, seed=41, processes=1)
     for other in (dict(seed=42), dict(n=3), dict(config=FrontendConfig(n_mels=64))):
-        with pytest.raises(LogocentricError, match='other settings'): build_sounds(tmp_path, **dict(n=2, seed=41) | other)
+        with pytest.raises(LogocentricError, match='other settings'):
+            build_sounds(tmp_path, **dict(n=2, seed=41) | other)
     with pytest.raises(LogocentricError, match='other settings'): build_corpus(tmp_path, 2, 41)
     assert json.loads((tmp_path/'corpus.json').read_text())['kind'] == 'sounds'
 

@@ -185,11 +185,19 @@ def _clips_job(manifest, seconds, config): # what is to be read; a folder belong
 # %% ../../nbs/38_clips.ipynb #101255ae
 def _is_finished(folder): return (folder/'clips.json').exists()
 
+# %% ../../nbs/38_clips.ipynb #c6cbefce
 def _alone(folder, desc): # what is finished is not changed, and needs no lock
     if _is_finished(folder): return nullcontext()
     return one_process_at_a_time(folder.with_name(f'{folder.name}.lock'), desc)
 
-# %% ../../nbs/38_clips.ipynb #c6cbefce
+# %% ../../nbs/38_clips.ipynb #6690ccc4
+def _read_all(folder, manifest, seconds, processes, config, desc):
+    job = _clips_job(manifest, seconds, config)
+    with _alone(folder, desc):
+        _prepare(folder, job)
+        if not _is_finished(folder): _fill(folder, manifest, job, config, processes, desc)
+
+# %% ../../nbs/38_clips.ipynb #8bffcb8f
 def build_clips(folder: str | Path,           # for the log-mels; unfinished work there is continued
                 manifest: Manifest,           # which recordings
                 seconds: float = 10.,         # s of a clip: others are cut or padded
@@ -199,11 +207,7 @@ def build_clips(folder: str | Path,           # for the log-mels; unfinished wor
                 n: int | None = None          # clips there must be; by default what the publisher counts
                ) -> 'Clips':
     "Read every clip of a manifest into a folder of log-mels; finished shards are never made again."
-    folder, manifest = Path(folder), manifest.require(n)
-    job = _clips_job(manifest, seconds, config)
-    with _alone(folder, desc):
-        _prepare(folder, job)
-        if not _is_finished(folder): _fill(folder, manifest, job, config, processes, desc)
+    _read_all(Path(folder), manifest.require(n), seconds, processes, config, desc)
     return Clips(folder)
 
 # %% ../../nbs/38_clips.ipynb #fae8c489
