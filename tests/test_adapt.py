@@ -13,7 +13,7 @@ from logocentric.pipeline.experiments import run_experiment
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig, MAEEncoder
 from logocentric.reasoner.model import Reasoner
-from logocentric.data.shards import LazyPairs
+from logocentric.data.clipset import LazyPairs
 from logocentric.runs import TrainConfig
 from logocentric.steps import evaluate
 from logocentric.training import train

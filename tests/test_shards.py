@@ -12,7 +12,8 @@ from logocentric.data.clipset import Crops
 from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, read_json
 from logocentric.data.corpus import build_corpus
-from logocentric.data.manifests import DataError, read_table
+from logocentric.data.lists import DataError
+from logocentric.data.tables import read_table
 from logocentric.audio.frontend import FrontendConfig
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig
@@ -20,7 +21,9 @@ from logocentric.data.clipset import LazyPairs
 from logocentric.data.shards import LazyCorpus, Shards, clip_bytes, clip_of_bytes
 from logocentric.data.packing import _packing_of, write_shards
 from logocentric.data.sound_corpus import build_sounds
-from logocentric.training import TrainConfig, batch_indices, fetch, train
+from logocentric.runs import TrainConfig
+from logocentric.batches import batch_indices, fetch
+from logocentric.training import train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

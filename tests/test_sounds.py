@@ -6,15 +6,16 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from scipy.signal import find_peaks, welch
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import build_corpus, genre_words
+from logocentric.data.corpus import build_corpus
+from logocentric.data.descriptions import genre_words
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.audio.synthesis import FREQUENCIES, band, filtered, frames_of, modal, partials, pulses, resonance
-from logocentric.audio.sounds import KINDS, N, TICKS
+from logocentric.data.sounds import KINDS, N, TICKS
 from logocentric.data.sound_corpus import (MODES, Layer, SoundCorpus, arrange, build_sounds, describe_sound,
                                            draw_sound, event_times, render_sound)
 from logocentric.audio.voices import (PHONES, STOPS, UNKNOWN, VOWELS, Speaker, Utterance, random_word, segments, speak,
                                       utter)
-from logocentric.data.corpus import RATE
+from logocentric.data.rendering import RATE
 from logocentric.data.sound_corpus import _put
 
 SPEECH = ['word', 'talk', 'whisper', 'chatter', 'vowel', 'laugh', 'cry']

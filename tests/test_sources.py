@@ -12,7 +12,8 @@ from logocentric.data.tables import read_table
 from logocentric.pipeline.experiments import Lab, run_output, table
 from logocentric.pipeline.report import published, reproduce, results_table
 from logocentric.audio.frontend import LogMel
-from logocentric.data.shards import LazyPairs, write_shards
+from logocentric.data.clipset import LazyPairs
+from logocentric.data.packing import write_shards
 from logocentric.pipeline.sources import (GENRE_TESTS, Source, Sources, hear_tracks, read_sources, set_apart,
                                           track_windows)
 

@@ -18,11 +18,13 @@ from filelock import FileLock
 
 # %% ../../nbs/39_packing.ipynb #c60298f5
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, config_hash, progress, quiet, read_json, write_json
+from ..core import LogocentricError, config_hash, read_json, write_json
+from ..cache import progress, quiet
 from .clips import read_clip
 from .clipset import clip_frames
 from .corpus import _on_one_thread, _start_worker
-from .manifests import DataError, Manifest, write_skip_list
+from .lists import DataError, write_skip_list
+from .manifests import Manifest
 from .shards import (Shards, collect_shards, finished_shard, shard_path, to_json, without_nan,
                                      write_index, write_shard)
 

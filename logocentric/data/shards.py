@@ -20,11 +20,14 @@ from webdataset.cache import LRUCleanup
 from webdataset.gopen import gopen
 
 # %% ../../nbs/26_shards.ipynb #c60298f5
-from ..audio.frontend import AudioError, FrontendConfig, LogMel
-from ..core import LogocentricError, atomic_write, cache_path, config_hash, progress, read_json, write_json
+from ..audio.decoding import AudioError
+from ..audio.frontend import FrontendConfig, LogMel
+from ..core import LogocentricError, atomic_write, cache_path, config_hash, read_json, write_json
+from ..cache import progress
 from .clipset import ClipSet, LogMels, clip_frames
-from .corpus import clip_row, corpus_clip, render
-from ..training import _permutation
+from .corpus import clip_row, render
+from .styles import corpus_clip
+from ..batches import _permutation
 
 # %% ../../nbs/26_shards.ipynb #7b213232
 def without_nan(v): return None if isinstance(v, float) and v != v else v

@@ -14,11 +14,12 @@ import numpy as np, torch
 from fastcore.basics import patch
 from scipy.fft import irfft, rfft
 from ..audio.frontend import FrontendConfig, LogMel
-from ..audio.sounds import KINDS, N, TICKS, Kind, add_at
+from .sounds import KINDS, N, TICKS, Kind, add_at
 from ..audio.synthesis import frames_of, log_uniform, random_curve, unit, upsample, white
 from ..audio.voices import UNKNOWN, Utterance
 from ..core import LogocentricError, write_json
-from .corpus import (CLIP_SECONDS, RATE, SHARD, Corpus, build_shards, equaliser, mu_law, room_response)
+from .rendering import CLIP_SECONDS, RATE, equaliser, mu_law, room_response
+from .corpus import SHARD, Corpus, build_shards
 
 # %% ../../nbs/27_sound_corpus.ipynb #a25b8098
 MODES = dict(event=dict(once=.15, regular=.4, irregular=.3, groups=.15), # how often each is drawn

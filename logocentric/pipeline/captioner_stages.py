@@ -19,7 +19,8 @@ from ..captioner.model import (Captioner, CaptionerConfig, Pairs, Texts, cache_e
                                          encode_clips, gpt2_config, sample_captions, tokenise, warm_up)
 from ..core import best_device, read_json, set_seed, write_json
 from ..cache import save_on_main_process
-from ..data.shards import LazyCorpus, LazyPairs
+from ..data.shards import LazyCorpus
+from ..data.clipset import LazyPairs
 from ..encoder.pretrain import colour, transpose
 from .data_stages import (Asked, PretrainedModel, asked, crop_frames, mixed_in_sounds,
                                               rendered_clips, tokenizer, training_clips)

@@ -31,7 +31,7 @@ from ..reasoner.knowledge import Sentence, knowledge, train_tokenizer
 # %% ../../nbs/73_data_stages.ipynb #d58aa185
 RENDERING = ('data.rendering', 'data.styles', 'data.composition', 'data.descriptions', 'data.corpus',
              'audio.frontend') # code that decides a clip
-SOUND_RENDERING = ('data.sounds', 'data.sound_corpus', 'audio.synthesis', 'audio.voices', *RENDERING)
+SOUND_RENDERING = ('audio.sounds', 'data.sound_corpus', 'audio.synthesis', 'audio.voices', *RENDERING)
 
 # %% ../../nbs/73_data_stages.ipynb #28b77a2a
 @dataclass(frozen=True)

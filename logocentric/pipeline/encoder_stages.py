@@ -17,7 +17,7 @@ from ..core import LogocentricError, best_device, config_hash, read_json, set_se
 from ..cache import is_main, save_on_main_process
 from ..data.clipset import Crops
 from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, clip_noise
-from ..encoder.reconstruction import Reconstruction
+from ..encoder.reconstruction import Reconstruction, interpolation_loss, mean_loss, reconstruct
 from ..encoder.pretrain import Objective, PretrainingClips, pretrain
 from ..encoder.audio_encoder import load_encoder
 from .data_stages import (Frontend, crop_frames, frontend, normalised_silence, rendered_clips,
@@ -46,8 +46,8 @@ def mae_losses(model: MAEModel, crops: Crops, learned: bool = True, batch_size: 
 @torch.no_grad()
 def _losses(model, logmel, noise, learned):
     if learned: yield 'model', model(logmel, noise=noise).loss.item()
-    yield 'mean', model.mean_loss(logmel, noise=noise)
-    yield 'interpolation', model.interpolation_loss(logmel, noise=noise)
+    yield 'mean', mean_loss(model, logmel, noise=noise)
+    yield 'interpolation', interpolation_loss(model, logmel, noise=noise)
 
 # %% ../../nbs/74_encoder_stages.ipynb #717ec29b
 def history(folder: Path) -> History:
@@ -109,7 +109,7 @@ def reconstruction(stage: MaskedAutoencoder, logmels: torch.Tensor # (clips, fra
                   ) -> Reconstruction:
     "Original, masked and reconstructed log-mels, with masks seeded by the clip's number."
     model, logmels = stage.load(), logmels[:, :stage.frames]
-    return model.reconstruct(logmels, noise=mask_noise(model, [str(i) for i in range(len(logmels))], logmels.shape[1]))
+    return reconstruct(model, logmels, noise=mask_noise(model, [str(i) for i in range(len(logmels))], logmels.shape[1]))
 
 # %% ../../nbs/74_encoder_stages.ipynb #2dcd5f9e
 @dataclass(frozen=True)
