@@ -8,7 +8,7 @@ __all__ = ['TEMPO_RANGES', 'CHORDS', 'PROGRESSIONS', 'MUSICAL_SCALES', 'PROGRAMS
            'HIGHEST_PITCH', 'show_score', 'draw_tempo', 'read_progression', 'Band', 'pick_program', 'make_band',
            'play_drums', 'play_timpani', 'play_bass', 'play_lead', 'pitch_glides', 'swing_time', 'compose_score']
 
-# %% ../../nbs/23_composition.ipynb #7c33c82c
+# %% ../../nbs/23_composition.ipynb #0b3f49c7
 from dataclasses import dataclass
 from typing import Callable
 import numpy as np
@@ -26,7 +26,7 @@ def show_score(score: ScoreSecond, ax) -> None: # axes of Matplotlib
     ax.set(xlabel='time (s)', ylabel='MIDI pitch', xlim=(0, CLIP_SECONDS))
     ax.legend(ncols=4, loc='lower right', bbox_to_anchor=(1, 1))
 
-# %% ../../nbs/23_composition.ipynb #95c241be
+# %% ../../nbs/23_composition.ipynb #6f99bf92
 TEMPO_RANGES = dict(slow=(60, 80), moderate=(86, 108), lively=(114, 136), fast=(146, 178))   # beats a minute
 
 # %% ../../nbs/23_composition.ipynb #ebfa0acb
@@ -40,13 +40,13 @@ def draw_tempo(tempo: str,  # value of the attribute
     if shift: x = rng.uniform(0, .2) + .8*(rng.random() < .5)
     return low + x*(high - low)
 
-# %% ../../nbs/23_composition.ipynb #c6f25bbf
+# %% ../../nbs/23_composition.ipynb #a6412f26
 _TABLES = load_table('composition.toml')
 CHORDS = {name: tuple(intervals) for name, intervals in _TABLES['chords'].items()}  # semitones above the chord's root
 PROGRESSIONS = _TABLES['progressions']   # harmony → progressions
 MUSICAL_SCALES = _TABLES['scales']       # harmony → semitones above the root of the key
 
-# %% ../../nbs/23_composition.ipynb #c71f38b6
+# %% ../../nbs/23_composition.ipynb #d5819bb0
 def read_progression(line: str # such as '2n 7t'
                     ) -> list[tuple]: # (semitones above the root of the key, intervals)
     "The chords of a progression."
@@ -66,26 +66,26 @@ class Band:
     rng: np.random.Generator
     pick: Callable    # chooses a program for (role, value)
 
-# %% ../../nbs/23_composition.ipynb #7dcc164b
+# %% ../../nbs/23_composition.ipynb #3cdb3173
 @patch(as_prop=True)
 def bars(self: Band):
     "Number and chord of each bar."
     return enumerate(self.chords)
 
-# %% ../../nbs/23_composition.ipynb #d663d1ff
+# %% ../../nbs/23_composition.ipynb #c654c0a7
 @patch
 def near(self: Band, pitch: int, centre: int) -> int:
     "The octave of a pitch (relative to the key) that lies nearest to `centre`."
     return centre + (pitch + self.key - centre + 6) % 12 - 6
 
-# %% ../../nbs/23_composition.ipynb #77ff8568
+# %% ../../nbs/23_composition.ipynb #e15f3796
 @patch
 def voicing(self: Band, i: int, centre: int) -> list[int]:
     "The chord of bar `i`, its notes near a pitch."
     root, intervals = self.chords[i]
     return [self.near(root + k, centre) for k in intervals]
 
-# %% ../../nbs/23_composition.ipynb #049696f6
+# %% ../../nbs/23_composition.ipynb #ecec4e22
 PROGRAMS = _TABLES['programs']   # role → value → 'programs | held-out programs'
 
 # %% ../../nbs/23_composition.ipynb #085053e7
@@ -109,17 +109,17 @@ def make_band(spec: ClipSpec) -> Band:
     return Band(bpm, bar, key, chords, MUSICAL_SCALES[a['harmony']], swing, rng.uniform(0, bar), rng,
                 lambda role, value: pick_program(role, value, spec.shift, rng))
 
-# %% ../../nbs/23_composition.ipynb #44c2af13
+# %% ../../nbs/23_composition.ipynb #98b7ed0c
 PERCUSSION_KEYS = _TABLES['percussion']  # name → key of General MIDI's percussion
 DRUM_PATTERNS = _TABLES['patterns']      # drums → patterns: instrument → line
 WALTZ_PATTERNS = _TABLES['waltz']        # drums → pattern in three-four time
 
-# %% ../../nbs/23_composition.ipynb #09e17c25
+# %% ../../nbs/23_composition.ipynb #8a73de2e
 def _read_grid(pattern): # (beat, length, key, velocity)
     return [(k/4, .2, PERCUSSION_KEYS[name], 12*int(mark) + 12)
             for name, line in pattern.items() for k, mark in enumerate(line) if mark != '.']
 
-# %% ../../nbs/23_composition.ipynb #fb2b39b9
+# %% ../../nbs/23_composition.ipynb #f54e8924
 def _hat_rolls(band):
     rolls = []
     for bar, _ in band.bars:
@@ -128,7 +128,7 @@ def _hat_rolls(band):
             rolls += [(bar*band.bar + beat + k/n, .1, PERCUSSION_KEYS['hat'], 100) for k in range(n)]
     return rolls
 
-# %% ../../nbs/23_composition.ipynb #f739a183
+# %% ../../nbs/23_composition.ipynb #4e064923
 def play_drums(band: Band, drums: str) -> list[tuple]:
     "Hits as (beat, length, key, velocity)."
     if drums in ('none', 'timpani'): return []
@@ -144,40 +144,40 @@ def play_timpani(band: Band) -> list[tuple]:
     return [(i*band.bar + t, .12, band.near(root, 42), int(35 + 85*t/band.bar))
             for i, (root, _) in band.bars for t in roll]
 
-# %% ../../nbs/23_composition.ipynb #72045ce8
+# %% ../../nbs/23_composition.ipynb #ecb06bea
 def _walking(band, i, root, riff):
     third, fifth = band.chords[i][1][1], 7
     if band.rng.random() < .5: steps = [0, third, fifth, band.rng.choice([9, 10, 11, 5])]
     else: steps = [0, fifth, 9, band.rng.choice([-1, 1, 10])]
     return [(t, .92, root + int(s), 112) for t, s in enumerate(steps[:band.bar])]
 
-# %% ../../nbs/23_composition.ipynb #876e9c5f
+# %% ../../nbs/23_composition.ipynb #0527fcdf
 def _root_fifth(band, i, root, riff):
     if band.bar == 3: return [(0, .9, root + (-5 if i % 2 else 0), 115)]
     return [(0, .9, root, 115), (2, .9, root - 5, 112)]
 
-# %% ../../nbs/23_composition.ipynb #aa5dbf4f
+# %% ../../nbs/23_composition.ipynb #23912289
 def _octaves(band, i, root, riff): return [(k/2, .42, root + 12*(k % 2), 112) for k in range(2*band.bar)]
 
-# %% ../../nbs/23_composition.ipynb #29521c85
+# %% ../../nbs/23_composition.ipynb #c6b0ef44
 def _sub(band, i, root, riff):
     low = band.near(root - band.key, 31)
     return [(0, 2.4, low, 127)] + [(2.5, band.bar - 2.5, low, 120)]*(band.bar == 4)
 
-# %% ../../nbs/23_composition.ipynb #17863eb5
+# %% ../../nbs/23_composition.ipynb #51ffd5e7
 def _eighths(band, i, root, riff): return [(k/2, .46, root, 112 if k % 2 else 118) for k in range(2*band.bar)]
 
 def _bowed(band, i, root, riff): return [(0, band.bar, root, 100), (0, band.bar, root + 12, 85)]
 
-# %% ../../nbs/23_composition.ipynb #277c7a4c
+# %% ../../nbs/23_composition.ipynb #3e01b7bd
 RIFF_RHYTHMS = [(0, .75, 1.5, 2.5, 3.5), (0, 1.5, 2, 2.75, 3.5), (0, .5, 1.75, 2.5, 3.25), (.5, 1, 1.75, 2.5, 3)]
 
-# %% ../../nbs/23_composition.ipynb #d8388147
+# %% ../../nbs/23_composition.ipynb #172b3a04
 def _riff(band, i, root, riff):
     onsets, steps = riff
     return [(t, .45, root + s, 120) for t, s in zip(onsets, steps) if t < band.bar]
 
-# %% ../../nbs/23_composition.ipynb #3105d9f0
+# %% ../../nbs/23_composition.ipynb #ccc0608e
 BASS_PLAYERS = dict(walking=_walking, root_fifth=_root_fifth, octaves=_octaves, sub=_sub, riff=_riff, eighths=_eighths,
                     bowed=_bowed)
 
@@ -195,20 +195,20 @@ def _chords_at(band, beats, length, centre=60, velocity=88, stagger=0.):
     return [(i*band.bar + t + j*stagger, length, p, velocity) for i, _ in band.bars for t in beats if t < band.bar
             for j, p in enumerate(sorted(band.voicing(i, centre)))]
 
-# %% ../../nbs/23_composition.ipynb #700ca63d
+# %% ../../nbs/23_composition.ipynb #0d5dfe59
 def _skank(band): return _chords_at(band, [k + .5 for k in range(band.bar)], .16, 64, 112)
 def _block_piano(band): return _chords_at(band, range(band.bar), .85, 60, 104)
 def _pad(band): return _chords_at(band, (0,), band.bar, 60, 98)
 
-# %% ../../nbs/23_composition.ipynb #ff8cfa3b
+# %% ../../nbs/23_composition.ipynb #4e5c3c64
 def _one_of(band, figures): return figures[band.rng.integers(len(figures))]
 
-# %% ../../nbs/23_composition.ipynb #4b31eae3
+# %% ../../nbs/23_composition.ipynb #e3af2df7
 def _strum(band):
     beats = _one_of(band, [(0, 1, 1.5, 2.5, 3, 3.5), (0, 1, 2, 2.5, 3), (0, 1, 1.5, 2, 3, 3.5)])
     return _chords_at(band, beats, .55, 57, 104, .03) + _chords_at(band, (0, 2), .6, 48, 98, .03)
 
-# %% ../../nbs/23_composition.ipynb #1cba28dc
+# %% ../../nbs/23_composition.ipynb #9d3e8597
 def _montuno(band): # in octaves
     notes = _chords_at(band, (0, 1, 1.5, 2.5, 3.5), .4, 66, 108)
     return notes + [(t, d, p + 12, v) for t, d, p, v in notes]
@@ -220,7 +220,7 @@ def _power_chords(band):
     return [(i*band.bar + t, length, band.near(root, 42) + k, 112)
             for i, (root, _) in band.bars for t in beats if t < band.bar for k in (0, 7, 12)]
 
-# %% ../../nbs/23_composition.ipynb #c9b31fb0
+# %% ../../nbs/23_composition.ipynb #9b24b0c8
 def _boogie(band):
     return [(i*band.bar + k/2, .42, band.near(root, 45) + s, 105)
             for i, (root, _) in band.bars for k in range(2*band.bar) for s in (0, (7, 7, 9, 9)[k % 4])]
@@ -233,11 +233,11 @@ def _comping(band): # chords without their roots
         notes += [(i*band.bar + t, .3, p, 110) for t in beats if t < band.bar for p in band.voicing(i, 62)[1:]]
     return notes
 
-# %% ../../nbs/23_composition.ipynb #ee233af5
+# %% ../../nbs/23_composition.ipynb #2cc641d6
 def _stabs(band):
     return _chords_at(band, _one_of(band, [(0, 1.5), (1.5, 3.5), (.5, 2.5, 3), (0, .75, 2.5)]), .22, 65, 115)
 
-# %% ../../nbs/23_composition.ipynb #1cf8ef24
+# %% ../../nbs/23_composition.ipynb #7277da21
 def _loop(band): # chords, and a phrase of single notes above them
     beats = _one_of(band, [(0, .75, 1.5, 2.75), (0, 1.5, 2.5, 3.25), (.5, 1, 2, 2.75)])
     top = band.rng.integers(0, 3, 4)
@@ -254,17 +254,17 @@ def _arpeggio(band, rate, centre, length, velocity, order): # `rate` notes a bea
                   for k in range(rate*band.bar)]
     return notes
 
-# %% ../../nbs/23_composition.ipynb #dab1aa40
+# %% ../../nbs/23_composition.ipynb #0d1e76ae
 def _picking(band):
     order = _one_of(band, [(0, 2, 1, 3, 0, 4, 2, 3), (0, 3, 2, 4, 1, 3, 2, 4)])
     return _arpeggio(band, 2 if band.bpm > 110 else 4, 53, .6, 108, order)
 
-# %% ../../nbs/23_composition.ipynb #ae88713f
+# %% ../../nbs/23_composition.ipynb #26678a3b
 def _piano_arpeggio(band):
     order = _one_of(band, [(0, 1, 2, 3, 4, 5, 4, 3), (0, 2, 1, 2), (0, 2, 3, 4, 5, 4, 3, 2)])
     return _arpeggio(band, 2 if band.bpm > 110 else 4, 52, .7, 100, order)
 
-# %% ../../nbs/23_composition.ipynb #dcf5b0d5
+# %% ../../nbs/23_composition.ipynb #56a2280b
 def _synth_arpeggio(band):
     return _arpeggio(band, 4, 62, .2, 102, _one_of(band, [(0, 1, 2, 3), (0, 3, 1, 4), (0, 2, 5, 2)]))
 
@@ -275,7 +275,7 @@ def _part(band, i, centre): # one bar of one part
     return [(i*band.bar + t, .7, tones[band.rng.integers(len(tones))] + int(band.rng.choice([0, 0, 2, -1])), 104)
             for t in beats if t < band.bar]
 
-# %% ../../nbs/23_composition.ipynb #eaade176
+# %% ../../nbs/23_composition.ipynb #4401d782
 def _counterpoint(band):
     return [note for centre in (57, 67, 74) for i, _ in band.bars for note in _part(band, i, centre)]
 
@@ -286,7 +286,7 @@ def _string_runs(band):
             for i, _ in band.bars if i % 2 for k in range(8)]
     return _chords_at(band, (0,), band.bar - 1.5, 72, 100) + runs
 
-# %% ../../nbs/23_composition.ipynb #bc3c8e13
+# %% ../../nbs/23_composition.ipynb #5911578f
 def _drone(band): # root, fifth and octave for the whole clip
     return [(0, band.bar*len(band.chords), band.near(k, centre), 105) for k, centre in ((0, 48), (7, 55), (0, 60))]
 
@@ -297,7 +297,7 @@ ACCOMPANISTS = dict(
     string_runs=_string_runs, brass_stabs=_stabs, synth_pad=_pad, synth_arpeggio=_synth_arpeggio, keyboard_loop=_loop,
     montuno=_montuno, drone=_drone)
 
-# %% ../../nbs/23_composition.ipynb #766be175
+# %% ../../nbs/23_composition.ipynb #0ac12dc3
 REGISTERS = _TABLES['registers']   # instrument → middle of its register, a MIDI pitch; 70 for the others
 
 # %% ../../nbs/23_composition.ipynb #11f7e6db
@@ -308,12 +308,12 @@ def _motif(band): # beats of two bars, and how many steps of the scale above the
     beats = grid[keep]
     return beats, np.cumsum(band.rng.choice([-2, -1, -1, 0, 1, 1, 2, 3], len(beats)))
 
-# %% ../../nbs/23_composition.ipynb #b6b76e28
+# %% ../../nbs/23_composition.ipynb #d1293092
 def _ladder(band, lead): # the scale over three octaves around the middle of a register
     centre = REGISTERS.get(lead, 70) + int(band.rng.integers(-3, 4))
     return np.array(sorted({band.near(s, centre) + octave for s in band.scale for octave in (-12, 0, 12)}))
 
-# %% ../../nbs/23_composition.ipynb #dd51bd7b
+# %% ../../nbs/23_composition.ipynb #883bf1dd
 def _chord_tone(band, first, t, pitch): # the nearest one, `t` beats into the pair of bars from `first`
     tones = np.array(band.voicing(min(first + int(t >= band.bar), len(band.chords) - 1), int(pitch)))
     return tones[np.abs(tones - pitch).argmin()]
@@ -332,22 +332,22 @@ def play_lead(band: Band, lead: str) -> list[tuple]:
             notes.append((first*band.bar + t, min(gap*.95, 2.5), int(pitch), 118))
     return notes
 
-# %% ../../nbs/23_composition.ipynb #d2396511
+# %% ../../nbs/23_composition.ipynb #fdc82582
 def _banjo(band):
     order = _one_of(band, [(0, 2, 3, 1, 2, 3, 0, 3), (2, 1, 3, 2, 1, 3, 2, 3)])
     return _arpeggio(band, 2 if band.bpm > 140 else 4, 64, .3, 118, order)
 
-# %% ../../nbs/23_composition.ipynb #bc6c9c62
+# %% ../../nbs/23_composition.ipynb #5e3821ac
 def _fiddle(band):
     notes = play_lead(band, 'fiddle')
     return notes + [(t, d, p - 7, v - 15) for t, d, p, v in notes if t % 1 == 0]
 
-# %% ../../nbs/23_composition.ipynb #6b354cec
+# %% ../../nbs/23_composition.ipynb #10eb3a4c
 def _scrapes(band):
     n, uniform, beats = int(band.rng.integers(12, 28)), band.rng.uniform, band.bar*len(band.chords)
     return [(float(uniform(0, beats)), float(uniform(.3, 3)), int(band.rng.integers(30, 90)), 120) for _ in range(n)]
 
-# %% ../../nbs/23_composition.ipynb #9d9e7aa3
+# %% ../../nbs/23_composition.ipynb #225ecd3e
 SOLOISTS = dict(banjo=_banjo, fiddle=_fiddle, scrapes=_scrapes)
 GLIDING = ('slide_guitar', 'sitar')
 
@@ -358,7 +358,7 @@ def pitch_glides(seconds: np.ndarray, # when notes begin
     "Pitch-bend events that start each note below its pitch and rise into it."
     return [(float(t + .12*k/6), int(depth*(1 - k/6))) for t in seconds for k in range(7)]
 
-# %% ../../nbs/23_composition.ipynb #9a661056
+# %% ../../nbs/23_composition.ipynb #1b84ad55
 def _add_glides(track, start):
     for t, value in pitch_glides(np.unique(start.round(3))): track.pitch_bends.append(PitchBendSecond(t, value))
 
@@ -370,18 +370,18 @@ def swing_time(beats: np.ndarray,
     whole, x = np.floor(beats), beats % 1
     return whole + np.where(x < .5, 2*ratio*x, ratio + (2*x - 1)*(1 - ratio))
 
-# %% ../../nbs/23_composition.ipynb #389a0a64
+# %% ../../nbs/23_composition.ipynb #384ea9a0
 HIGHEST_PITCH = 84   # MIDI
 
 def _lowered(pitch): return pitch - 12*np.ceil(np.maximum(pitch - HIGHEST_PITCH, 0)/12)
 
-# %% ../../nbs/23_composition.ipynb #2790780d
+# %% ../../nbs/23_composition.ipynb #3deb337e
 def _clock(band, beat, length): # start and end in seconds of the clip
     start = (swing_time(beat, band.swing) - band.start)*60/band.bpm
     stop = np.minimum(start + length*60/band.bpm, CLIP_SECONDS)
     return np.maximum(start + band.rng.normal(0, .006, len(start)), 0), stop
 
-# %% ../../nbs/23_composition.ipynb #6d065e81
+# %% ../../nbs/23_composition.ipynb #8a7c0c49
 def _seat(band, name, program, notes, is_drum=False, glide=False) -> TrackSecond: # what the clip has of a player's part
     beat, length, pitch, velocity = np.array(sorted(notes), dtype=float).T
     if not is_drum: pitch = _lowered(pitch)
@@ -393,7 +393,7 @@ def _seat(band, name, program, notes, is_drum=False, glide=False) -> TrackSecond
     if glide: _add_glides(track, start[keep])
     return track
 
-# %% ../../nbs/23_composition.ipynb #c1101fe1
+# %% ../../nbs/23_composition.ipynb #34546ff9
 def _parts(band, a): # role → notes; each player draws in this order
     lead = SOLOISTS[a['lead']](band) if a['lead'] in SOLOISTS else play_lead(band, a['lead'])
     return dict(lead=lead, accompaniment=ACCOMPANISTS[a['accompaniment']](band), bass=play_bass(band, a['bass']),
