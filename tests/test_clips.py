@@ -6,9 +6,7 @@ import numpy as np, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
 from logocentric.data.clips import Clips, build_clips, clip_frames, clips_bytes, read_clip
 from logocentric.core import LogocentricError, read_json, shared_path
-from logocentric.data.lists import DataError
-from logocentric.data.datasets import read_dataset
-from logocentric.data.tables import read_table
+from logocentric.data.manifests import DataError, read_dataset, read_table
 from logocentric.audio.frontend import FrontendConfig, LogMel, load_audio
 
 SECONDS = 1.

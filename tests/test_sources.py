@@ -6,9 +6,7 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner.model import Captioner, model_key
 from logocentric.core import LogocentricError, load_records, read_json, shipped_path
 from logocentric.data.corpus import LABELS
-from logocentric.data.lists import DataError, write_skip_list
-from logocentric.data.datasets import read_dataset
-from logocentric.data.tables import read_table
+from logocentric.data.manifests import DataError, read_dataset, read_table, write_skip_list
 from logocentric.pipeline.experiments import Lab, published, reproduce, results_table, run_output, table
 from logocentric.audio.frontend import LogMel
 from logocentric.data.shards import LazyPairs, write_shards

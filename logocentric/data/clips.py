@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from ..core import LogocentricError, one_process_at_a_time, config_hash, quiet, read_json, write_json
 from .corpus import SHARD, Corpus, build_shards
-from .lists import DataError, write_skip_list
-from .manifests import Manifest
+from .manifests import DataError, Manifest, write_skip_list
 from ..audio.frontend import AudioError, FrontendConfig, LogMel, load_audio
 from .sounds import crop_start
 

@@ -22,8 +22,7 @@ from .clips import clip_frames, crop_window, read_clip, sound_mask
 from ..core import (LogocentricError, atomic_write, cache_path, config_hash, progress, quiet, read_json,
                               write_json)
 from .corpus import _on_one_thread, _start_worker, clip_row, corpus_clip, render
-from .lists import DataError, write_skip_list
-from .manifests import Manifest
+from .manifests import DataError, Manifest, write_skip_list
 from ..audio.frontend import AudioError, FrontendConfig, LogMel
 from ..training import _permutation
 

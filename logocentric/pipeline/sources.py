@@ -23,10 +23,7 @@ from ..captioner.model import WEIGHTS, Captioner
 from ..data.clips import Clips, build_clips
 from ..core import LogocentricError, cache_path, code_hash, config_hash, halve_on_oom, progress
 from ..data.corpus import LABELS, logmel_statistics
-from ..data.datasets import DATASETS, read_dataset
-from ..data.lists import DataError
-from ..data.manifests import Manifest
-from ..data.tables import read_table
+from ..data.manifests import DATASETS, DataError, Manifest, read_dataset, read_table
 from ..audio.frontend import Window
 from ..metrics import majority_level
 from ..data.shards import LogMels, Shards

@@ -17,9 +17,7 @@ from ..captioner.model import Captioner, gpt2_config, encode_clips, load_gpt2, m
 from ..data.clips import Clips, Crops, build_clips
 from ..core import (LogocentricError, best_device, cache_path, code_hash, config_hash, progress, read_json,
                               save_on_main_process, set_seed, cached_folder, write_json)
-from ..data.manifests import Manifest
-from ..data.datasets import read_dataset
-from ..data.tables import read_table
+from ..data.manifests import Manifest, read_dataset, read_table
 from ..encoder.shipped import load_encoder
 from ..audio.frontend import FrontendConfig, LogMel, calibrate
 from ..reasoner.knowledge import train_tokenizer
