@@ -491,12 +491,12 @@ def problems(self: Diagnosis) -> pd.DataFrame:
     return self.findings[self.findings['severity'] != 'note']
 
 # %% ../../nbs/37_doctor.ipynb #4028542e
-def _kind_in_words(kind: str, row: pd.Series) -> str: # of the summary
+def _kind_line(kind: str, row: pd.Series) -> str: # of the summary
     known = f', {row["known"]:,} of them known' if row['known'] else ''
     return f"  {kind} {row['clips']:,} ({row['severity']}{known}): {row['example']}"
 
 # %% ../../nbs/37_doctor.ipynb #97820187
-def _hash_in_words(manifest: Manifest, skip: dict[str, str]) -> str:
+def _last_line(manifest: Manifest, skip: dict[str, str]) -> str:
     if not skip: return f'  hash {manifest.hash}; nothing to leave out'
     return f'  hash {manifest.hash}; without the clips to leave out ({len(skip):,}) {manifest.skip(skip).hash}'
 
@@ -505,8 +505,8 @@ def _hash_in_words(manifest: Manifest, skip: dict[str, str]) -> str:
 def __repr__(self: Diagnosis) -> str:
     n = len(self.examined)
     lines = [repr(self.manifest), f'  examined: {n:,} files, {n - self.measured:,} of them in earlier runs']
-    lines += [_kind_in_words(kind, row) for kind, row in self.summary().iterrows()]
-    return '\n'.join([*lines, _hash_in_words(self.manifest, self.skip_list())])
+    lines += [_kind_line(kind, row) for kind, row in self.summary().iterrows()]
+    return '\n'.join([*lines, _last_line(self.manifest, self.skip_list())])
 
 # %% ../../nbs/37_doctor.ipynb #0512b84f
 @patch
