@@ -491,13 +491,13 @@ def problems(self: Diagnosis) -> pd.DataFrame:
     "The findings that are more than notes."
     return self.findings[self.findings['severity'] != 'note']
 
-# %% ../../nbs/37_doctor.ipynb #241201a4
-def _summary_line(kind: str, row: pd.Series) -> str: # of the summary
+# %% ../../nbs/37_doctor.ipynb #4028542e
+def _kind_line(kind: str, row: pd.Series) -> str: # of the summary
     known = f', {row["known"]:,} of them known' if row['known'] else ''
     return f"  {kind} {row['clips']:,} ({row['severity']}{known}): {row['example']}"
 
-# %% ../../nbs/37_doctor.ipynb #c63460c0
-def _hash_line(manifest: Manifest, skip: dict[str, str]) -> str:
+# %% ../../nbs/37_doctor.ipynb #97820187
+def _last_line(manifest: Manifest, skip: dict[str, str]) -> str:
     if not skip: return f'  hash {manifest.hash}; nothing to leave out'
     return f'  hash {manifest.hash}; without the clips to leave out ({len(skip):,}) {manifest.skip(skip).hash}'
 
@@ -506,8 +506,8 @@ def _hash_line(manifest: Manifest, skip: dict[str, str]) -> str:
 def __repr__(self: Diagnosis) -> str:
     n = len(self.examined)
     lines = [repr(self.manifest), f'  examined: {n:,} files, {n - self.measured:,} of them in earlier runs']
-    lines += [_summary_line(kind, row) for kind, row in self.summary().iterrows()]
-    return '\n'.join([*lines, _hash_line(self.manifest, self.skip_list())])
+    lines += [_kind_line(kind, row) for kind, row in self.summary().iterrows()]
+    return '\n'.join([*lines, _last_line(self.manifest, self.skip_list())])
 
 # %% ../../nbs/37_doctor.ipynb #0512b84f
 @patch
