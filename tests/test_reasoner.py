@@ -1,21 +1,22 @@
 "The scorer is exact, whatever the model, the tokenizer, the batch."
-import logging, math, warnings
+import itertools, logging, math, warnings
 import numpy as np, pandas as pd, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, GPTNeoConfig, GPTNeoForCausalLM,
-                          LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError, shared_path
-from logocentric.memory import OutOfMemory
+from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel,
+                          GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM,
+                          MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
+from logocentric.core import LogocentricError, OutOfMemory
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
-from logocentric.reasoner.training import (REASONER_SIZES, SelectedTokenLoss, ReasonerSize, KnowledgeDataset,
-                                           train_reasoner)
-from logocentric.reasoner.model import CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, domain_premise, fill
 from logocentric.reasoner.labels import Trie, collisions, label_aliases, label_report, label_tokens, label_words
+from logocentric.reasoner.model import CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, domain_premise, fill
 from logocentric.reasoner.scoring import tf32
+from logocentric.reasoner.training import (REASONER_SIZES, KnowledgeDataset, ReasonerSize, SelectedTokenLoss,
+                                           train_reasoner)
 
-DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
-pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')]
+DESCRIPTIONS = ['slow and weary, with a wailing harmonica.', 'calm',
+                'bright and fast, with a kick on every beat, octaves in the bass, strings; the mood is happy']
+pytestmark = pytest.mark.filterwarnings('ignore::logocentric.reasoner.model.LabelWarning')
 
 
 @pytest.fixture(scope='module')
@@ -26,35 +27,29 @@ def sentences(): return knowledge(3000, seed=0)
 def tokenizer(sentences): return train_tokenizer([s.text for s in sentences], 1200)
 
 
-def shared(*parts):
-    folder = shared_path() and shared_path()/'data'
-    if not folder or not folder.joinpath(*parts).exists(): pytest.skip(f'no {"/".join(parts)} beside the checkout')
-    return folder.joinpath(*parts)
-
-
 @pytest.fixture(scope='module')
-def gpt2s():
-    "GPT-2's own tokenizer."
-    folder = shared('gpt2_tokenizer', 'vocab.bpe').parent
-    return GPT2TokenizerFast(vocab=str(folder/'encoder.json'), merges=str(folder/'vocab.bpe'))
+def audioset(shared):
+    return pd.read_csv(shared('audioset', 'class_labels_indices.csv')).display_name.str.lower().tolist()
 
 
-@pytest.fixture(scope='module')
-def audioset(): return pd.read_csv(shared('audioset', 'class_labels_indices.csv')).display_name.str.lower().tolist()
-
-
-SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=.3, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=.3,
+            pad_token_id=0, bos_token_id=0, eos_token_id=0)
 ROTARY = dict(SIZE, num_key_value_heads=2, head_dim=8, max_position_embeddings=256)
 KINDS = dict(
-    gpt2=lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=2, initializer_range=.3, bos_token_id=0, eos_token_id=0)),
-    gpt_neo=lambda v: GPTNeoForCausalLM(GPTNeoConfig(vocab_size=v, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], window_size=8,
-                                                     max_position_embeddings=256, initializer_range=.3, bos_token_id=0, eos_token_id=0)),
+    gpt2=lambda v: GPT2LMHeadModel(GPT2Config(
+        vocab_size=v, n_embd=32, n_layer=2, n_head=2, initializer_range=.3, bos_token_id=0, eos_token_id=0)),
+    gpt_neo=lambda v: GPTNeoForCausalLM(GPTNeoConfig(
+        vocab_size=v, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
+        window_size=8, max_position_embeddings=256, initializer_range=.3, bos_token_id=0, eos_token_id=0)),
     llama=lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, **ROTARY)),
     eager=lambda v: LlamaForCausalLM(LlamaConfig(vocab_size=v, attn_implementation='eager', **ROTARY)),
-    gemma2=lambda v: Gemma2ForCausalLM(Gemma2Config(vocab_size=v, sliding_window=512, final_logit_softcapping=2., **ROTARY)), # logits that are no linear map
+    gemma2=lambda v: Gemma2ForCausalLM(Gemma2Config(                          # logits that are no linear map
+        vocab_size=v, sliding_window=512, final_logit_softcapping=2., **ROTARY)),
     mistral=lambda v: MistralForCausalLM(MistralConfig(vocab_size=v, sliding_window=40, **ROTARY)),
-    bloom=lambda v: BloomForCausalLM(BloomConfig(vocab_size=v, hidden_size=32, n_layer=2, n_head=2, initializer_range=.3)),
-    mamba=lambda v: MambaForCausalLM(MambaConfig(vocab_size=v, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=.3)))
+    bloom=lambda v: BloomForCausalLM(BloomConfig(
+        vocab_size=v, hidden_size=32, n_layer=2, n_head=2, initializer_range=.3)),
+    mamba=lambda v: MambaForCausalLM(MambaConfig(
+        vocab_size=v, hidden_size=32, state_size=4, num_hidden_layers=2, initializer_range=.3)))
 
 PLAIN = ('mistral', 'bloom', 'mamba') # cannot be packed behind prompts of this length
 
@@ -73,8 +68,9 @@ def brute_force(model, tokenizer, description, label, prompt='tables'):
 
 def as_long_as(tokenizer, tokens):
     "A description whose prompt has this many tokens."
-    room = tokens - len(tokenizer(fill('tables', '')).input_ids)
-    return next(d for n in range(room//2, room + 2) if len(tokenizer(fill('tables', d := 'slow' + ' slow'*n)).input_ids) == tokens)
+    length = lambda description: len(tokenizer(fill('tables', description)).input_ids)
+    room = tokens - length('')
+    return next(d for n in range(room//2, room + 2) if length(d := 'slow' + ' slow'*n) == tokens)
 
 
 def table(model, tokenizer, labels, prompt='tables', descriptions=DESCRIPTIONS, reduce=sum):
@@ -102,17 +98,19 @@ def test_sum_equals_brute_force(kind, tokenizer):
 
 
 @pytest.mark.parametrize('kind', ['gpt2', 'gpt_neo'])
-def test_all_of_audioset_equals_brute_force(kind, gpt2s, audioset):
+def test_all_of_audioset_equals_brute_force(kind, gpt2_tokenizer, audioset):
     "527 labels with GPT-2's tokenizer, of 1 to 12 tokens, 28 of them the beginning of others."
-    tokens = label_tokens(gpt2s, audioset)
-    assert len(audioset) == 527 and gpt2s.pad_token is None and (sum(map(len, tokens)), len(Trie(tokens).inner)) == (1350, 734)
-    model, prompt = tiny(kind, len(gpt2s)), 'There is {description}. One hears'
-    reasoner = Reasoner(model, gpt2s)
+    tokens = label_tokens(gpt2_tokenizer, audioset)
+    assert len(audioset) == 527 and gpt2_tokenizer.pad_token is None
+    assert (sum(map(len, tokens)), len(Trie(tokens).inner)) == (1350, 734)
+    model, prompt = tiny(kind, len(gpt2_tokenizer)), 'There is {description}. One hears'
+    reasoner = Reasoner(model, gpt2_tokenizer)
     found = reasoner.reason(DESCRIPTIONS, audioset, prompt, 'sum').values
     assert all(reasoner._tried.values()), 'the packed way is what is tested'
-    before = gpt2s(fill(prompt, DESCRIPTIONS[2])).input_ids
+    before = gpt2_tokenizer(fill(prompt, DESCRIPTIONS[2])).input_ids
     for label, ids, score in zip(audioset, tokens, found[2]):
-        with torch.no_grad(): logp = model(torch.tensor([before + ids]), logits_to_keep=len(ids) + 1).logits[0].log_softmax(-1)
+        with torch.no_grad(): logits = model(torch.tensor([before + ids]), logits_to_keep=len(ids) + 1).logits
+        logp = logits[0].log_softmax(-1)
         assert math.isclose(sum(logp[i, t].item() for i, t in enumerate(ids)), score, abs_tol=1e-4), label
 
 
@@ -136,7 +134,8 @@ def test_a_window_counts_only_where_it_is_exceeded(tokenizer):
     "Prompts within Mistral's window are packed, longer ones are read whole."
     model, labels, long = tiny('mistral', len(tokenizer)), ['rock', 'rock and roll', 'hip-hop'], 'slow and weary, '*12
     reasoner = Reasoner(model, tokenizer)
-    with pytest.warns(UserWarning, match='MistralForCausalLM'): found = reasoner.reason(['calm', long], labels, rule='sum', batch_size=1).values
+    with pytest.warns(UserWarning, match='MistralForCausalLM'):
+        found = reasoner.reason(['calm', long], labels, rule='sum', batch_size=1).values
     np.testing.assert_allclose(found, table(model, tokenizer, labels, descriptions=['calm', long]), atol=1e-4)
     assert reasoner._tried[32] and not all(reasoner._tried.values())
 
@@ -151,14 +150,16 @@ def test_out_of_memory_is_not_taken_for_a_model_that_cannot(tokenizer, monkeypat
 def test_prompts_that_do_not_fit_are_read_in_halves(tokenizer, monkeypatch):
     "With room for three prompts, all scores are those of a large device."
     reasoner, read = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer), []
-    said, labels = ['calm', 'loud', 'slow and weary', 'a flute', 'a choir', 'drums, no bass', 'fast'], ['jazz', 'rock and roll']
+    said = ['calm', 'loud', 'slow and weary', 'a flute', 'a choir', 'drums, no bass', 'fast']
+    labels = ['jazz', 'rock and roll']
     at_once, packed = reasoner.reason(said, labels, rule='sum').values, reasoner._packed
     def small(prompts, trie, size=None):
         if len(prompts) > 3: raise torch.OutOfMemoryError('full')
         read.append(len(prompts))
         return packed(prompts, trie, size)
     monkeypatch.setattr(reasoner, '_packed', small)
-    with pytest.warns(UserWarning, match='7 prompts at a time'): halves = reasoner.reason(said, labels, rule='sum').values
+    with pytest.warns(UserWarning, match='7 prompts at a time'):
+        halves = reasoner.reason(said, labels, rule='sum').values
     np.testing.assert_allclose(halves, at_once, atol=1e-4)
     assert read == [3, 2, 2]
 
@@ -176,17 +177,22 @@ def test_tf32_is_for_as_long_as_a_gpu_reads():
 def test_any_chunks(kind, tokenizer):
     "However the tree is cut, and where a chunk begins inside a branch."
     model = tiny(kind, len(tokenizer))
-    labels = ['rock', 'rock and roll and rock and blues', 'rock and roll and jazz', 'rock and pop', 'blues and jazz', 'hip-hop', 'drum machine']
-    trie, prompts = Trie(label_tokens(tokenizer, labels)), [tokenizer(fill('tables', d)).input_ids for d in DESCRIPTIONS]
+    labels = ['rock', 'rock and roll and rock and blues', 'rock and roll and jazz', 'rock and pop', 'blues and jazz',
+              'hip-hop', 'drum machine']
+    trie = Trie(label_tokens(tokenizer, labels))
+    prompts = [tokenizer(fill('tables', d)).input_ids for d in DESCRIPTIONS]
     expected = table(model, tokenizer, labels)
     for size in (1, 2, 3, 5, 1000):
         assert set(sum(trie.chunks(size), [])) == set(trie.inner)
-        np.testing.assert_allclose(Reasoner(model, tokenizer)._packed(prompts, trie, size)[:, trie.paths].sum(-1), expected, atol=1e-4)
+        found = Reasoner(model, tokenizer)._packed(prompts, trie, size)[:, trie.paths].sum(-1)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_more_places_than_positions(tokenizer):
     "Prompt and nodes together are more than GPT-Neo's buffer holds; each position exists."
-    model, labels = tiny('gpt_neo', len(tokenizer)), [f'{a} {b} {c}' for a in ('rock', 'jazz', 'slow') for b in ('and', 'with', 'of') for c in ('bass', 'drums', 'a kick', 'strings')]
+    model = tiny('gpt_neo', len(tokenizer))
+    parts = ('rock', 'jazz', 'slow'), ('and', 'with', 'of'), ('bass', 'drums', 'a kick', 'strings')
+    labels = list(map(' '.join, itertools.product(*parts)))
     positions = model.config.max_position_embeddings
     longest = max(map(len, label_tokens(tokenizer, labels)))
     long = as_long_as(tokenizer, positions - longest + 1)
@@ -225,7 +231,8 @@ def test_half_precision(kind, tokenizer):
 
 
 def test_float16_is_refused(tokenizer):
-    with pytest.raises(LogocentricError, match='dtype=torch.bfloat16'): Reasoner(tiny('gpt_neo', len(tokenizer)).half(), tokenizer)
+    model = tiny('gpt_neo', len(tokenizer)).half()
+    with pytest.raises(LogocentricError, match='dtype=torch.bfloat16'): Reasoner(model, tokenizer)
 
 
 # --- rules
@@ -246,13 +253,15 @@ def softmax(x): return np.exp(x)/np.exp(x).sum(-1, keepdims=True)
 def asked(tokenizer):
     "A model, some labels, and brute force."
     model, labels = tiny('gpt_neo', len(tokenizer)), ['hip-hop', 'rock', 'jazz', 'drum machine']
-    return Reasoner(model, tokenizer), labels, lambda ds, prompt='tables', reduce=sum: table(model, tokenizer, labels, prompt, ds, reduce)
+    by_hand = lambda ds, prompt='tables', reduce=sum: table(model, tokenizer, labels, prompt, ds, reduce)
+    return Reasoner(model, tokenizer), labels, by_hand
 
 
 def test_first_token_and_mean_by_hand(asked):
     reasoner, labels, by_hand = asked
     for rule, reduce in dict(first_token=lambda x: x[0], mean=np.mean).items():
-        np.testing.assert_allclose(reasoner.reason(DESCRIPTIONS, labels, rule=rule).values, by_hand(DESCRIPTIONS, reduce=reduce), atol=1e-4)
+        found = reasoner.reason(DESCRIPTIONS, labels, rule=rule).values
+        np.testing.assert_allclose(found, by_hand(DESCRIPTIONS, reduce=reduce), atol=1e-4)
 
 
 def test_pmi_by_hand(asked):
@@ -301,10 +310,12 @@ def test_aliases(tokenizer):
     np.testing.assert_allclose(scores.values, np.stack(expected, 1), atol=1e-4)
     best = lambda *texts: np.max([p(t)/len(label_tokens(tokenizer, [t])[0]) for t in texts], 0)
     expected = [best('rap', 'music with a kick'), best('rock', 'rock and roll', 'metal')]
-    np.testing.assert_allclose(reasoner.reason(DESCRIPTIONS, labels, rule='mean').values, np.stack(expected, 1), atol=1e-4)
+    found = reasoner.reason(DESCRIPTIONS, labels, rule='mean').values
+    np.testing.assert_allclose(found, np.stack(expected, 1), atol=1e-4)
     first = reasoner.reason(DESCRIPTIONS, {'a': ['rock', 'rock and roll']}, rule='first_token').values
     np.testing.assert_allclose(first, reasoner.reason(DESCRIPTIONS, ['rock']).values, atol=1e-5)
-    np.testing.assert_allclose(reasoner.reason(DESCRIPTIONS, {'rock': 'jazz'}).values, reasoner.reason(DESCRIPTIONS, ['jazz']).values, atol=1e-5)
+    alias, jazz = (reasoner.reason(DESCRIPTIONS, l).values for l in ({'rock': 'jazz'}, ['jazz']))
+    np.testing.assert_allclose(alias, jazz, atol=1e-5)
 
 
 def test_prefixes_and_end(tokenizer):
@@ -334,7 +345,8 @@ def test_warnings_come_once_a_kind(tokenizer):
     assert '1 to ' in lengths and "'jazz' begins 'jazz bass'" in begins
     assert said(reasoner, ['jazz', 'rock']) == said(reasoner, ['jazz', 'rock'], rule='sum') == []
     assert not any(said(reasoner, many, rule=rule) for rule in ('mean', 'pmi', 'calibrated'))
-    assert [w[:11] for w in said(reasoner, {'loud': ['rock', 'rock kick'], 'soft': 'jazz'})] == ['first_token'], 'texts of one label may share'
+    shared = said(reasoner, {'loud': ['rock', 'rock kick'], 'soft': 'jazz'})
+    assert [w[:11] for w in shared] == ['first_token'], 'texts of one label may share'
 
 
 def test_collisions_are_said(tokenizer):
@@ -348,7 +360,7 @@ def test_report(tokenizer):
     report = label_report(tokenizer, {'rock': ['rock'], 'rnr': ['rock and roll', 'oldies'], 'jazz': ['jazz']})
     assert list(report.columns) == ['label', 'text', 'tokens', 'n', 'shares_first_token_with', 'is_prefix_of']
     rock, roll = report.iloc[0], report.iloc[1]
-    assert rock.n == 1 and rock.is_prefix_of == roll.shares_first_token_with[:0] + ['rock and roll'] and roll.shares_first_token_with == ['rock']
+    assert rock.n == 1 and rock.is_prefix_of == ['rock and roll'] and roll.shares_first_token_with == ['rock']
     assert roll.tokens.split(' | ')[0] == ' rock' and report.iloc[3].is_prefix_of == []
 
 
@@ -356,7 +368,8 @@ def test_spaces_of_other_tokenizers(sentences):
     "A tokenizer that puts a space and a begin-of-text token of its own before everything."
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=True)
-    inner.train_from_iterator((s.text for s in sentences), trainers.BpeTrainer(vocab_size=800, special_tokens=['<s>', '</s>'], show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=['<s>', '</s>'], show_progress=False)
+    inner.train_from_iterator((s.text for s in sentences), trainer)
     inner.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token='<s>', eos_token='</s>')
     whole = tokenizer('So its genre is hip-hop', add_special_tokens=False).input_ids
@@ -367,7 +380,8 @@ def test_spaces_of_other_tokenizers(sentences):
     assert (before[0], before[-1]) == (0, 1)
     with torch.no_grad(): logp = model(torch.tensor([before[:-1] + ids])).logits[0].log_softmax(-1)
     expected = sum(logp[len(before) - 2 + i, t].item() for i, t in enumerate(ids))
-    assert math.isclose(Reasoner(model, tokenizer).reason('calm', ['hip-hop'], rule='sum').values.item(), expected, abs_tol=1e-4)
+    found = Reasoner(model, tokenizer).reason('calm', ['hip-hop'], rule='sum').values.item()
+    assert math.isclose(found, expected, abs_tol=1e-4)
 
 
 def test_a_prompt_without_words(tokenizer):
@@ -384,10 +398,11 @@ def test_a_prompt_without_words(tokenizer):
 
 def test_bad_questions(tokenizer):
     reasoner = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer)
-    for labels in ([], None, ['rock', ''], ['Rock', 'rock '], {'rock': []}, {'rock': ['']}, {'rap': 'rap', 'hip-hop': ['Rap', 'hip-hop']}, {'Rock': 'a', 'rock': 'b'}):
+    for labels in ([], None, ['rock', ''], ['Rock', 'rock '], {'rock': []}, {'rock': ['']},
+                   {'rap': 'rap', 'hip-hop': ['Rap', 'hip-hop']}, {'Rock': 'a', 'rock': 'b'}):
         with pytest.raises(LogocentricError): reasoner.reason(['calm'], labels)
-    for options in (dict(prompt='table'), dict(prompt='no slot'), dict(rule='best'), dict(premise='So'), dict(rule='pmi', content_free=['']),
-                    dict(rule='calibrated', content_free=[])):
+    for options in (dict(prompt='table'), dict(prompt='no slot'), dict(rule='best'), dict(premise='So'),
+                    dict(rule='pmi', content_free=['']), dict(rule='calibrated', content_free=[])):
         with pytest.raises(LogocentricError): reasoner.reason(['calm'], ['rock', 'jazz'], **options)
     with pytest.raises(LogocentricError, match='no language model'): Reasoner.from_pretrained('/no/such/folder')
     assert reasoner.reason('calm {really}', ['rock'], prompt='{description}? It is').predictions == ['rock']
@@ -399,16 +414,21 @@ def test_empty_descriptions(tokenizer):
         with pytest.raises(LogocentricError, match='description 1 is'): reasoner.reason(['calm', empty], ['rock'])
     for rule in RULES: assert reasoner.reason([], ['rock', 'jazz'], rule=rule).values.shape == (0, 2)
     assert reasoner.reason([], ['rock']).predictions == []
-    np.testing.assert_allclose(reasoner.prior(['rock', 'jazz'], rule='sum').values, table(reasoner.model, tokenizer, ['rock', 'jazz'], descriptions=['']), atol=1e-4)
+    labels = ['rock', 'jazz']
+    by_hand = table(reasoner.model, tokenizer, labels, descriptions=[''])
+    np.testing.assert_allclose(reasoner.prior(labels, rule='sum').values, by_hand, atol=1e-4)
 
 
 def test_long_prompts(tokenizer):
     "What does not fit is named; what just fits is read."
     reasoner, labels = Reasoner(tiny('gpt_neo', len(tokenizer)), tokenizer), ['rock', 'rock and roll']
-    with pytest.raises(LogocentricError, match=r'description 1 makes a prompt of \d+ tokens; beside these labels the model reads 25\d'):
+    too_long = r'description 1 makes a prompt of \d+ tokens; beside these labels the model reads 25\d'
+    with pytest.raises(LogocentricError, match=too_long):
         reasoner.reason(['calm', 'calm ' + 'and slow '*2000], labels, rule='sum')
-    with pytest.raises(LogocentricError, match='content-free text 0'): reasoner.reason('calm', labels, rule='calibrated', content_free=['and slow '*2000])
-    with pytest.raises(LogocentricError, match='the premise'): reasoner.reason('calm', labels, rule='pmi', premise='and slow '*2000)
+    with pytest.raises(LogocentricError, match='content-free text 0'):
+        reasoner.reason('calm', labels, rule='calibrated', content_free=['and slow '*2000])
+    with pytest.raises(LogocentricError, match='the premise'):
+        reasoner.reason('calm', labels, rule='pmi', premise='and slow '*2000)
     fits = as_long_as(tokenizer, 256)
     assert reasoner.reason(fits, labels).values.shape == (1, 2)
     with pytest.raises(LogocentricError, match='256 tokens'): reasoner.reason(fits, labels, rule='sum')
@@ -419,7 +439,8 @@ def test_labels_a_tokenizer_cannot_tell_apart():
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     reasoner = Reasoner(tiny('gpt2', 4), PreTrainedTokenizerFast(tokenizer_object=words, unk_token='<unk>'))
     assert reasoner.reason('calm', ['jazz', 'rock'], '{description} is').values.shape == (1, 2)
-    with pytest.raises(LogocentricError, match='same tokens'): reasoner.reason('calm', ['pop', 'rock'], '{description} is')
+    with pytest.raises(LogocentricError, match='same tokens'):
+        reasoner.reason('calm', ['pop', 'rock'], '{description} is')
 
 
 def test_no_noise_from_the_model(tokenizer, caplog, monkeypatch):
@@ -427,7 +448,8 @@ def test_no_noise_from_the_model(tokenizer, caplog, monkeypatch):
     model = tiny('gpt2', len(tokenizer))
     model.config.pad_token_id = 0
     monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)
-    with caplog.at_level(logging.WARNING, logger='transformers'): Reasoner(model, tokenizer).reason(DESCRIPTIONS, ['rock', 'rock and roll'], rule='sum')
+    with caplog.at_level(logging.WARNING, logger='transformers'):
+        Reasoner(model, tokenizer).reason(DESCRIPTIONS, ['rock', 'rock and roll'], rule='sum')
     assert not caplog.records
 
 
@@ -436,7 +458,8 @@ def test_it_is_frozen_and_travels(tokenizer, tmp_path):
     assert not any(p.requires_grad for p in reasoner.model.parameters()) and not reasoner.model.training
     reasoner.save_pretrained(tmp_path)
     again = Reasoner.from_pretrained(tmp_path)
-    np.testing.assert_allclose(reasoner.reason(DESCRIPTIONS, genres()).values, again.reason(DESCRIPTIONS, genres()).values, atol=1e-5)
+    one, two = (r.reason(DESCRIPTIONS, genres()).values for r in (reasoner, again))
+    np.testing.assert_allclose(one, two, atol=1e-5)
     assert reasoner.prior(genres()).values.shape == (1, len(genres()))
     assert np.isclose(reasoner.prior(genres()).probabilities.sum(axis=1).item(), 1)
 
@@ -451,12 +474,14 @@ def test_every_sentence_has_an_answer(sentences, tokenizer):
     "What counts is what the knowledge says is an answer, and none is without."
     answers = {s.text: ''.join(s.text[a:b] for a, b in s.answers).replace(' ', '') for s in sentences}
     for bundle in KnowledgeDataset(sentences, tokenizer, keep=0.).items:
-        for ids, answer in bundle: assert tokenizer.decode(ids[answer]).replace(' ', '') == answers[tokenizer.decode(ids[:-1])] != ''
+        for ids, answer in bundle:
+            assert tokenizer.decode(ids[answer]).replace(' ', '') == answers[tokenizer.decode(ids[:-1])] != ''
 
 
 def test_training_learns_and_repeats(sentences, tokenizer, tmp_path):
     size = ReasonerSize(32, 2, 60, 5e-3)
-    (a, history), (b, _) = (train_reasoner(size, sentences, tokenizer, folder, progress=False) for folder in (None, tmp_path))
+    train = lambda folder: train_reasoner(size, sentences, tokenizer, folder, progress=False)
+    (a, history), (b, _) = train(None), train(tmp_path)
     assert history.rows[-1]['loss'] < history.rows[0]['loss'] - .5
     for x, y in zip(a.model.parameters(), b.model.parameters()): assert torch.equal(x, y)
     assert (tmp_path/'config.json').exists() and Reasoner.from_pretrained(tmp_path).model.config.hidden_size == 32

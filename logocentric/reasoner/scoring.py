@@ -31,17 +31,22 @@ class LabelScorer:
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self._tried = {} # prompt length → whether labels can be packed, see `_packable`
 
-    def __repr__(self):
-        return f'{type(self).__name__}({self.model.config.model_type}, {self.model.num_parameters():,} parameters)'
+# %% ../../nbs/63_scoring.ipynb #sc000045
+@patch
+def __repr__(self: LabelScorer):
+    return f'{type(self).__name__}({self.model.config.model_type}, {self.model.num_parameters():,} parameters)'
+
+# %% ../../nbs/63_scoring.ipynb #sc000041
+def _join_right(rows, fill):
+    "Rows as a tensor, with their ends in one column."
+    reverse = [torch.tensor(row[::-1]) for row in rows]
+    return pad_sequence(reverse, batch_first=True, padding_value=fill).flip(1)
 
 # %% ../../nbs/63_scoring.ipynb #d5280f2d
 def left_pad(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     "Token rows as one batch: ids, mask and positions, all `(batch, tokens)`."
-    def join(values, fill):
-        reverse = [torch.tensor(v[::-1]) for v in values]
-        return pad_sequence(reverse, batch_first=True, padding_value=fill).flip(1)
-    mask = join([[1]*len(r) for r in rows], 0)
-    return dict(input_ids=join(rows, pad), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    mask = _join_right([[1]*len(r) for r in rows], 0)
+    return dict(input_ids=_join_right(rows, pad), attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
 
 # %% ../../nbs/63_scoring.ipynb #da90e76a
 @patch
@@ -49,13 +54,19 @@ def _keep(self: LabelScorer, n):
     "Asks for the logits of the last `n` tokens only, where the model has a way to."
     return dict(logits_to_keep=n) if 'logits_to_keep' in inspect.signature(self.model.forward).parameters else {}
 
+# %% ../../nbs/63_scoring.ipynb #sc000042
+@patch
+def _pad_token(self: LabelScorer):
+    "A token to pad with; which one does not matter."
+    t = self.tokenizer
+    return (t.pad_token_id if t.pad_token_id is not None else t.eos_token_id) or 0
+
 # %% ../../nbs/63_scoring.ipynb #sc000010
 @patch
 @torch.no_grad()
 def _read(self: LabelScorer, prompts: list[list[int]]):
     "What comes after every prompt: logits `(prompts, 1, vocabulary)`, the batch, and the cache of its keys and values."
-    pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-    batch = {k: v.to(self.model.device) for k, v in left_pad(prompts, pad or 0).items()}
+    batch = {k: v.to(self.model.device) for k, v in left_pad(prompts, self._pad_token()).items()}
     out = self.model(**batch, use_cache=True, **self._keep(1))
     return out.logits[:, -1:], batch, out.past_key_values
 
@@ -64,6 +75,12 @@ def _children_logp(logits, places, tokens):
     "Log-probabilities `(prompts, children)` of tokens behind some places of `(prompts, nodes, vocabulary)`."
     norm = torch.cat([part.float().logsumexp(-1) for part in logits.split(16, 1)], 1)
     return logits[:, places, tokens].float() - norm[:, places]
+
+# %% ../../nbs/63_scoring.ipynb #sc000044
+def _read_children(trie, nodes, logits):
+    "The children of some nodes, and their log-probabilities by the logits after these nodes, `(prompts, children)`."
+    children, places, tokens = (t.to(logits.device) for t in trie.children_of(nodes))
+    return children, _children_logp(logits, places, tokens)
 
 # %% ../../nbs/63_scoring.ipynb #sc000012
 def _joined_mask(prompt: torch.Tensor, # (prompts, tokens): which tokens of the prompts are real
@@ -123,16 +140,16 @@ def _packed(self: LabelScorer, prompts: list[list[int]], trie: Trie, size: int |
     logp = torch.zeros(len(prompts), len(trie.tokens), device=self.model.device)
     for nodes in ([0], *trie.chunks(size)):
         if nodes != [0]: logits = self._read_on(trie, nodes, batch, cache)
-        children, places, tokens = (t.to(self.model.device) for t in trie.children_of(nodes))
-        logp[:, children] = _children_logp(logits, places, tokens)
+        children, found = _read_children(trie, nodes, logits)
+        logp[:, children] = found
     return logp.cpu()
 
 # %% ../../nbs/63_scoring.ipynb #sc000015
 @patch
 def _whole(self: LabelScorer, rows: list[list[int]], n: int) -> torch.Tensor:
-    "Logits of the last `n` places of token rows that are padded on the right."
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + row[:1]*(longest - len(row)) for row in rows], device=self.model.device)
+    "Logits of the last `n` places of right-padded rows."
+    most = max(map(len, rows))
+    ids = torch.tensor([r + r[:1]*(most - len(r)) for r in rows], device=self.model.device)
     return self.model(input_ids=ids, use_cache=False, **self._keep(n)).logits
 
 # %% ../../nbs/63_scoring.ipynb #563cccb2
@@ -144,10 +161,10 @@ def _plain(self: LabelScorer, prompts: list[list[int]], trie: Trie, size: int = 
     jobs = [(i, stem) for i in range(len(prompts)) for stem in trie.stems()]
     for part in (jobs[i:i + size] for i in range(0, len(jobs), size)):
         rows = [prompts[i] + [trie.tokens[n] for n in stem] for i, stem in part]
-        ends = [len(prompts[i]) - 1 - max(map(len, rows)) for i, _ in part]  # of prompts, from the right
+        ends = [len(prompts[i]) - 1 - max(map(len, rows)) for i, _ in part]  # from the right
         for (i, stem), end, row in zip(part, ends, self._whole(rows, -min(ends))):
-            children, places, tokens = (t.to(row.device) for t in trie.children_of([0, *stem]))
-            logp[i, children.cpu()] = _children_logp(row[None, end:][:, :len(stem) + 1], places, tokens)[0].cpu()
+            children, found = _read_children(trie, [0, *stem], row[None, end:][:, :len(stem) + 1])
+            logp[i, children.cpu()] = found[0].cpu()
     return logp
 
 # %% ../../nbs/63_scoring.ipynb #sc000016
@@ -185,6 +202,12 @@ def _positions(self: LabelScorer) -> int:
     "How many tokens the model reads."
     return getattr(self.model.config.get_text_config(), 'max_position_embeddings', None) or 10**9
 
+# %% ../../nbs/63_scoring.ipynb #sc000043
+@patch
+def _warn_slow(self: LabelScorer, length, why):
+    warnings.warn(f'{type(self.model).__name__} cannot read labels packed behind prompts of {length} tokens ({why}); '
+                  'every label is read with its whole prompt instead, as exact but slower', stacklevel=3)
+
 # %% ../../nbs/63_scoring.ipynb #sc000018
 @patch
 def _packable(self: LabelScorer, length: int) -> bool:
@@ -193,26 +216,27 @@ def _packable(self: LabelScorer, length: int) -> bool:
     if size not in self._tried:
         why = self._disagreement(max(1, min(size, self._positions() - 3)))
         self._tried[size] = not why
-        if why: warnings.warn(
-            f'{type(self.model).__name__} cannot read labels packed behind prompts of {length} tokens ({why}); '
-            'every label is read with its whole prompt instead, as exact but slower', stacklevel=2)
+        if why: self._warn_slow(length, why)
     return self._tried[size]
 
 # %% ../../nbs/63_scoring.ipynb #d75b7261
 @contextmanager
 def tf32(device: torch.device): # where the model is; nothing changes on a CPU
-    "Let a GPU multiply matrices of single precision in TF32."
+    "Let a GPU multiply single precision in TF32."
     before = torch.get_float32_matmul_precision()
     if device.type == 'cuda': torch.set_float32_matmul_precision('high')
     try: yield
     finally: torch.set_float32_matmul_precision(before)
 
+# %% ../../nbs/63_scoring.ipynb #sc000046
+@patch
+def _batch_size(self: LabelScorer): return 8 if self.model.device.type == 'cpu' else 64
+
 # %% ../../nbs/63_scoring.ipynb #sc000021
 @patch
 def _batches(self: LabelScorer, rows, batch_size):
     "Different rows by rising length, some at a time."
-    order = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row))
-    size = batch_size or (8 if self.model.device.type == 'cpu' else 64)
+    order, size = sorted(set(map(tuple, rows)), key=lambda row: (len(row), row)), batch_size or self._batch_size()
     batches = [order[i:i + size] for i in range(0, len(order), size)]
     return progress(batches, desc='reason', unit='batch') if len(batches) > 8 else batches
 
@@ -220,7 +244,7 @@ def _batches(self: LabelScorer, rows, batch_size):
 @patch
 def _read_batch(self: LabelScorer, rows: list[tuple[int, ...]], trie: Trie) -> torch.Tensor:
     "Log-probability of every node behind rows of rising length, `(rows, nodes)`."
-    way = self._packed if self._packable(len(rows[-1])) else self._plain   # compared in single precision
+    way = self._packed if self._packable(len(rows[-1])) else self._plain
     with tf32(self.model.device): return way(list(map(list, rows)), trie)
 
 # %% ../../nbs/63_scoring.ipynb #90845d19
@@ -231,7 +255,7 @@ def score_tree(self: LabelScorer,
                reduce: Callable | None = None, # (prompts, nodes) → what is kept of a batch; all by default
                batch_size: int | None = None   # prompts at a time; by default 8 on a CPU, else 64
               ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
-    "Log-probability of every node of a tree after its ancestors, behind every prompt; that of the root is 0."
+    "Log-probability of every node after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
     for batch in self._batches(rows, batch_size):
         parts = halve_on_oom(lambda part: keep(self._read_batch(part, trie)), batch, 'prompts')

@@ -21,16 +21,16 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/67_sentences.ipynb #17390744
 def mean_pool(states: torch.Tensor, # (texts, tokens, dim)
-              mask: torch.Tensor    # (texts, tokens), 1 for real tokens and 0 for padding
+              mask: torch.Tensor    # (texts, tokens), 1 for a real token
              ) -> torch.Tensor:     # (texts, dim)
-    "The mean over the real tokens of each text, as a vector of unit length."
+    "Mean over the real tokens of each text, of unit length."
     real = mask[..., None].to(states.dtype)
     return normalize((states*real).sum(1)/real.sum(1), dim=-1)
 
 # %% ../../nbs/67_sentences.ipynb #3693e412
 def right_pad(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     "Token rows as one batch: ids and mask, both `(batch, tokens)`."
-    join = lambda values, fill: pad_sequence([torch.tensor(v) for v in values], batch_first=True, padding_value=fill)
+    join = lambda rows, fill: pad_sequence(list(map(torch.tensor, rows)), batch_first=True, padding_value=fill)
     return dict(input_ids=join(rows, pad), attention_mask=join([[1]*len(r) for r in rows], 0))
 
 # %% ../../nbs/67_sentences.ipynb #b4aa3146
@@ -42,24 +42,33 @@ class SentenceReasoner:
                  max_tokens: int = 256):              # longest text that is read; 256 as all-MiniLM-L6-v2 was published
         self.model, self.tokenizer, self.max_tokens = model.eval().requires_grad_(False), tokenizer, max_tokens
 
-    def __repr__(self):
-        return f'SentenceReasoner({self.model.config.model_type}, {self.model.num_parameters():,} parameters)'
+# %% ../../nbs/67_sentences.ipynb #se000011
+@patch
+def __repr__(self: SentenceReasoner):
+    return f'SentenceReasoner({self.model.config.model_type}, {self.model.num_parameters():,} parameters)'
 
 # %% ../../nbs/67_sentences.ipynb #5cd4c5ff
+def _lost_rows(table): return 0 if table.padding_idx is None else table.padding_idx + 1
+
+# %% ../../nbs/67_sentences.ipynb #se000021
 def _positions(model) -> int:
     "How many tokens the model has positions for."
     table = getattr(getattr(model, 'embeddings', None), 'position_embeddings', None)
-    if not isinstance(table, torch.nn.Embedding): return getattr(model.config, 'max_position_embeddings', None) or 10**9
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if isinstance(table, torch.nn.Embedding): return table.num_embeddings - _lost_rows(table)
+    return getattr(model.config, 'max_position_embeddings', None) or 10**9
+
+# %% ../../nbs/67_sentences.ipynb #se000015
+def _refuse_empty_texts(rows):
+    if not all(rows): raise LogocentricError(
+        f'text {list(map(bool, rows)).index(False)} is empty: this tokenizer makes no token of it')
 
 # %% ../../nbs/67_sentences.ipynb #se000002
 @patch
 def _rows(self: SentenceReasoner, texts):
     "Token rows of texts, cut where they are too long; refuses a text without any token."
     rows = self.tokenizer(texts, verbose=False).input_ids if texts else []
+    _refuse_empty_texts(rows)
     most = min(self.max_tokens, _positions(self.model))
-    if not all(rows): raise LogocentricError(
-        f'text {list(map(bool, rows)).index(False)} is empty: this tokenizer makes no token of it')
     if long := sum(len(r) > most for r in rows):
         warnings.warn(f'{long} of {len(rows)} texts are longer than {most} tokens, the most that is read: '
                       'their ends are cut off')
@@ -73,7 +82,8 @@ def _embed_rows(self: SentenceReasoner, rows):
     "Vectors of token rows that are read together."
     batch = right_pad(rows, self.tokenizer.pad_token_id or 0)
     batch = {k: v.to(self.model.device) for k, v in batch.items()}
-    return mean_pool(self.model(**batch).last_hidden_state.float(), batch['attention_mask']).cpu().numpy()
+    states = self.model(**batch).last_hidden_state.float()
+    return mean_pool(states, batch['attention_mask']).cpu().numpy()
 
 # %% ../../nbs/67_sentences.ipynb #211f7383
 @patch
@@ -110,7 +120,16 @@ def from_pretrained(cls: SentenceReasoner,
     name = minilm_folder() if name is None else name
     return cls(*load_pretrained(AutoModel, 'sentence encoder', name, **kwargs), max_tokens)
 
+# %% ../../nbs/67_sentences.ipynb #se000012
 SentenceReasoner.save_pretrained = Reasoner.save_pretrained
+
+# %% ../../nbs/67_sentences.ipynb #se000013
+def _given_texts(words, texts):
+    "The texts that describe each label."
+    given = {w: [t] if isinstance(t, str) else list(t) for w, t in zip(words, texts)}
+    empty = ', '.join(w for w in words if not given[w])
+    if empty: raise LogocentricError(f'labels without a text: {empty}')
+    return given
 
 # %% ../../nbs/67_sentences.ipynb #047b6f6b
 def label_texts(labels: list[str] | dict[str, list[str]],  # words, or the texts that describe each label
@@ -119,11 +138,11 @@ def label_texts(labels: list[str] | dict[str, list[str]],  # words, or the texts
     "What is read for every label: words in a template, described labels as they are."
     if '{label}' not in template: raise LogocentricError(f'{template!r} is no template: it must contain {{label}}')
     words = label_words(labels if isinstance(labels, str) else list(labels))
-    if not isinstance(labels, dict): return {w: [template.replace('{label}', w)] for w in words}
-    texts = {w: [t] if isinstance(t, str) else list(t) for w, t in zip(words, labels.values())}
-    empty = [w for w, t in texts.items() if not t]
-    if empty: raise LogocentricError(f'labels without a text: {", ".join(empty)}')
-    return texts
+    if isinstance(labels, dict): return _given_texts(words, labels.values())
+    return {w: [template.replace('{label}', w)] for w in words}
+
+# %% ../../nbs/67_sentences.ipynb #se000014
+def _unit(x): return x/np.linalg.norm(x, axis=1, keepdims=True)
 
 # %% ../../nbs/67_sentences.ipynb #0580b868
 @patch
@@ -131,7 +150,7 @@ def label_vectors(self: SentenceReasoner, texts: dict[str, list[str]]) -> np.nda
     "Vectors of unit length, `(labels, dim)`, each the mean direction of a label's texts."
     vectors = iter(self.embed([t for group in texts.values() for t in group]))
     means = np.stack([np.mean([next(vectors) for _ in group], 0) for group in texts.values()])
-    return means/np.linalg.norm(means, axis=1, keepdims=True)
+    return _unit(means)
 
 # %% ../../nbs/67_sentences.ipynb #se000004
 @patch

@@ -194,6 +194,7 @@ def instruments(attributes: dict # attribute → value
 # %% ../../nbs/65_tasks.ipynb #230c9a4e
 def _spaced(attribute, **words): return {v: words.get(v, v.replace('_', ' ')) for v in ATTRIBUTES[attribute]}
 
+# %% ../../nbs/65_tasks.ipynb #ta000041
 ATTRIBUTE_WORDS = dict(
     lead=_spaced('lead', synth_lead='synthesizer', voices='choir', scrapes='noise'),
     drums=_spaced('drums', swing_ride='swing', four_floor='four on the floor', hat_rolls='hi-hat rolls'),

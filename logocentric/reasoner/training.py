@@ -59,6 +59,7 @@ def reasoner_config(size: str | ReasonerSize,           # a name in `REASONER_SI
 # %% ../../nbs/66_training.ipynb #7bcb1e2e
 def _queries(model): return [m.weight for name, m in model.named_modules() if name.endswith('q_proj')]
 
+# %% ../../nbs/66_training.ipynb #tr000041
 def _query_scale(hidden_size, num_heads): return (hidden_size//num_heads)**-.5
 
 # %% ../../nbs/66_training.ipynb #tr000002
@@ -94,6 +95,7 @@ def _bundled_order(n, together, seed, epoch):
 # %% ../../nbs/66_training.ipynb #39b33f2d
 REASONER_BATCH = 64 # sentences
 
+# %% ../../nbs/66_training.ipynb #tr000043
 def _whole_bundles(sentences, tokenizer, bundle, positions):
     "Encoded sentences by rising length, as many as fill whole bundles; too long ones are left out."
     encoded = (row for part in chunked(sentences, 5000) for row in _encode(part, tokenizer))
@@ -109,7 +111,7 @@ class KnowledgeDataset:
                  bundle: int = REASONER_BATCH, # sentences that lie together
                  keep: float = .01,            # share of the other tokens that count
                  positions: int = 192,         # of the model; longer sentences are left out
-                 by_sentence: bool = False):   # an item is one sentence, and a bundle is that many items
+                 by_sentence: bool = False):   # an item is one sentence, a bundle that many items
         rows = _whole_bundles(sentences, tokenizer, bundle, positions)
         self.items = list(chunked(rows, 1 if by_sentence else bundle))
         self.pad, self.keep, self.positions = tokenizer.eos_token_id, keep, positions
@@ -119,6 +121,7 @@ class KnowledgeDataset:
 @patch
 def __len__(self: KnowledgeDataset): return len(self.items)
 
+# %% ../../nbs/66_training.ipynb #tr000042
 @patch
 def order(self: KnowledgeDataset, seed, epoch):
     "The order of an epoch, as `batch_indices` asks for it."
@@ -169,21 +172,31 @@ def query_groups(size: ReasonerSize, weight_decay: float = .05):
                 dict(params=[p for p in others if p.ndim <= 1], weight_decay=0.)]
     return groups
 
+# %% ../../nbs/66_training.ipynb #tr000044
+def _train_config(size, steps, seed):
+    return TrainConfig(steps=steps or size.steps, batch_size=REASONER_BATCH, lr=size.lr, clip=1.,
+                       mixed_precision='auto', keep='last', seed=seed).per_process()
+
 # %% ../../nbs/66_training.ipynb #tr000008
 def _fit(model, tokenizer, sentences, size, folder, steps, seed, **shown):
     "Train a model as its size says; its history."
     data = KnowledgeDataset(sentences, tokenizer, positions=model.config.max_position_embeddings, by_sentence=True)
-    config = TrainConfig(steps=steps or size.steps, batch_size=REASONER_BATCH, lr=size.lr, clip=1.,
-                         mixed_precision='auto', keep='last', seed=seed).per_process()
-    return train(SelectedTokenLoss(model), data, config, folder=folder and Path(folder)/'training',
-                 param_groups=query_groups(size), **shown)
+    config, folder = _train_config(size, steps, seed), folder and Path(folder)/'training'
+    return train(SelectedTokenLoss(model), data, config, folder=folder, param_groups=query_groups(size), **shown)
+
+# %% ../../nbs/66_training.ipynb #tr000013
+def _frozen(model, tokenizer, folder):
+    "The trained model as a reasoner, saved if there is a folder."
+    reasoner = Reasoner(model.cpu(), tokenizer)
+    if folder: save_on_main_process(Path(folder), reasoner)
+    return reasoner
 
 # %% ../../nbs/66_training.ipynb #eddb2eb8
 def train_reasoner(size: str | ReasonerSize,         # a name in `REASONER_SIZES`
                    sentences: list[Sentence],        # from `knowledge`
                    tokenizer: PreTrainedTokenizerBase,
                    folder: str | Path | None = None, # of checkpoints and the model
-                   steps: int | None = None,         # instead of the size's own
+                   steps: int | None = None,         # by default the size's own
                    seed: int = 0,
                    progress: bool = True) -> tuple[Reasoner, History]:
     "Train an offline reasoner on text alone, then freeze it."
@@ -192,6 +205,4 @@ def train_reasoner(size: str | ReasonerSize,         # a name in `REASONER_SIZES
     model = untrained_reasoner(size, tokenizer)
     shown = dict(progress=progress, desc=f'reasoner {name}')
     history = _fit(model, tokenizer, sentences, size, folder, steps, seed, **shown)
-    reasoner = Reasoner(model.cpu(), tokenizer)
-    if folder: save_on_main_process(Path(folder), reasoner)
-    return reasoner, history
+    return _frozen(model, tokenizer, folder), history
