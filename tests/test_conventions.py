@@ -517,6 +517,12 @@ def test_published_numbers():
     assert value['Table 1', 'GPT2-Large', 'FMA small', None] == 22.7
 
 
+def test_places_that_contributing_names_are_there():
+    text = (ROOT/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    named = re.findall(r'`((?:nbs|tests|tools|data|logocentric)/[\w./-]*\w\.(?:ipynb|py|toml|txt|md))`', text)
+    assert named and not [place for place in named if not (ROOT/place).exists()]
+
+
 def test_no_path_of_a_developers_machine():
     here = '/' + 'work/'
     folders = ('nbs', 'logocentric', 'tests', 'tools', '.ci', '.github')
