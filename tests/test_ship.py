@@ -5,8 +5,11 @@ import pytest, torch
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, read_json, shipped_path
 from logocentric.data.sound_corpus import draw_sound, render_sound
+from logocentric.data.styles import GTZAN_LABELS
 from logocentric.encoder.audio_encoder import load_encoder
-from logocentric.pipeline.experiments import Lab
+from logocentric.pipeline.captioner_stages import trained_captioner
+from logocentric.pipeline.reasoner_stages import reasoner_stage
+from logocentric.pipeline.scales import Setup
 from logocentric.reasoner.model import Reasoner
 from ship import KINDS, records, ship, write_cards
 
@@ -30,7 +33,7 @@ def test_cards_are_those_of_the_records(found, package):
 @pytest.mark.parametrize('kind', KINDS)
 def test_cards_refuse_records_of_other_models(found, package, kind):
     genres = deepcopy(found['table1_reasoner_size'])
-    for row in genres.metrics['rows']: row[kind] = 'another'
+    for row in genres.metrics['rows']: row[dict(captioner='captioner', reasoner='model')[kind]] = 'another'
     with pytest.raises(LogocentricError, match='other models'): write_cards(genres, found['music_or_not'], package)
 
 
@@ -56,21 +59,21 @@ def test_the_captioner_encodes_as_the_shipped_encoder_does():
 
 
 def test_a_run_with_a_named_reasoner_is_not_shipped(tmp_path):
-    with pytest.raises(LogocentricError, match='not trained here'): ship(Lab.at('paper'), tmp_path)
+    with pytest.raises(LogocentricError, match='not trained here'): ship(Setup.at('paper'), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_half_precision_changes_little(smoke_home, tmp_path):
     "A run of toothbrush size is shipped: four training steps, so do not expect sense."
-    lab = Lab.at('smoke', 1)
-    shipped = ship(lab, tmp_path)
+    setup = Setup.at('smoke', 1)
+    shipped, made = ship(setup, tmp_path), dict(captioner=trained_captioner(setup), reasoner=reasoner_stage(setup))
     wave = torch.from_numpy(render_sound(draw_sound(99, 0, 'talk')).wave)
-    captioners = [Captioner.from_pretrained(p) for p in (lab.captioner(lab.scale.pairs[-1]), shipped['captioner'])]
+    captioners = [Captioner.from_pretrained(p) for p in (made['captioner'].folder(), shipped['captioner'])]
     with torch.no_grad(): whole, half = (c.prefix(c.encode(c.frontend(wave)[None])) for c in captioners)
     torch.testing.assert_close(half, whole, atol=2e-2, rtol=0)
     words = ['walking bass and brushed drums', 'distorted guitars at full speed']
-    reasoners = [Reasoner.from_pretrained(p) for p in (lab.reasoner('large'), shipped['reasoner'])]
-    whole, half = (torch.tensor(r.reason(words, lab.labels('gtzan')).values) for r in reasoners)
+    reasoners = [Reasoner.from_pretrained(p) for p in (made['reasoner'].folder(), shipped['reasoner'])]
+    whole, half = (torch.tensor(r.reason(words, GTZAN_LABELS).values) for r in reasoners)
     torch.testing.assert_close(half, whole, atol=2e-2, rtol=0)
     size = lambda p: (p/'model.safetensors').stat().st_size
-    assert size(shipped['captioner']) < .6*size(lab.captioner(lab.scale.pairs[-1]))
+    assert size(shipped['captioner']) < .6*size(made['captioner'].folder())

@@ -2,7 +2,7 @@
 
     python tools/ship.py --scale mini --seed 1
 
-puts the captioner with most pairs and the largest reasoner of a finished run where `describe` and `classify` find them
+puts the captioner with most pairs and the largest reasoner of a run where `describe` and `classify` find them
 without training, and writes their cards from the records of the experiments `table1_reasoner_size` and `music_or_not`:
 no number on a card is typed. (The audio encoder has its own recipe, `logocentric pretrain`, and its own card.)
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, Record, load_records, project_root, read_json, shipped_path, write_json
 from logocentric.metrics import with_interval
-from logocentric.pipeline.data_stages import TEST_SETS
-from logocentric.pipeline.experiments import Lab
+from logocentric.pipeline.captioner_stages import trained_captioner
+from logocentric.pipeline.data_stages import TEST_SETS, mixed_in_sounds
+from logocentric.pipeline.reasoner_stages import reasoner_stage
+from logocentric.pipeline.scales import Setup
 from logocentric.reasoner.model import Reasoner
 from logocentric.reasoner.training import REASONER_SIZES
 
@@ -24,19 +26,20 @@ KINDS = ('captioner', 'reasoner')
 
 # --- models into the package
 
-def sources(lab):
-    "Where the models of a run are."
-    reasoner = lab.scale.readers[-1]
-    if reasoner not in REASONER_SIZES:
-        raise LogocentricError(f'{reasoner} is not trained here: ship a run that makes its own reasoner')
-    return dict(captioner=Path(lab.captioner(lab.scale.pairs[-1])), reasoner=Path(lab.reasoner(reasoner)))
+def sources(setup):
+    "The stages that made the models of a run."
+    largest = setup.scale.reasoner.largest
+    if largest not in REASONER_SIZES:
+        raise LogocentricError(f'{largest} is not trained here: ship a run that makes its own reasoner')
+    return dict(captioner=trained_captioner(setup), reasoner=reasoner_stage(setup))
 
 
-def about(lab):
+def about(setup):
     "What a card says of the run that the models come from."
-    scale, pairs = lab.scale, lab.scale.pairs[-1]
-    return dict(scale=scale.name, seed=lab.seed, start=scale.start, still=lab.still, pairs=pairs,
-                sounds=len(lab.pairs('train')) - pairs, reader=scale.readers[-1])
+    captioner, sounds = setup.scale.captioner, mixed_in_sounds(setup, 'train')
+    return dict(scale=setup.scale.name, seed=setup.seed, start=captioner.start, frozen=captioner.is_frozen,
+                pairs=setup.scale.data.pairs[-1], sounds=sounds.n if sounds else 0,
+                reasoner=setup.scale.reasoner.largest)
 
 
 def halve(kind, source, target):
@@ -48,17 +51,18 @@ def halve(kind, source, target):
     return model.num_parameters()
 
 
-def ship(lab: Lab,                         # a run whose models are trained
-         folder: str | Path | None = None  # by default the package itself
+def ship(setup: Setup,                    # a run; its models are trained now if they are not there
+         folder: str | Path | None = None # by default the package itself
         ) -> dict[str, Path]:
     "Put the captioner with most pairs and the largest reasoner into the package."
-    found, told = sources(lab), about(lab)
+    stages, run = sources(setup), about(setup)
     targets = {kind: Path(folder)/kind if folder else shipped_path(kind) for kind in KINDS}
     for kind, target in targets.items():
         shutil.rmtree(target, ignore_errors=True)
-        parameters = halve(kind, found[kind], target)
-        write_json(target/'source.json', dict(told, stage=found[kind].name, parameters=parameters))
-        write_json(target/'history.json', read_json(found[kind]/'history.json'))
+        source = stages[kind].folder()
+        parameters = halve(kind, source, target)
+        write_json(target/'source.json', dict(run, stage=stages[kind].key, parameters=parameters))
+        write_json(target/'history.json', read_json(source/'history.json'))
     return targets
 
 
@@ -69,13 +73,13 @@ def genres_table(record: Record, # of the experiment `table1_reasoner_size`
                 ) -> str:        # a table in Markdown
     "Zero-shot accuracies on rendered test sets, with their baselines."
     def row(r):
-        baselines = record.metrics['lines'][r['test']]
-        scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['drawn'], r['true'])]
+        baselines = record.metrics['baselines'][r['test']]
+        scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['sampled'], r['true'])]
         return f"| {TEST_SETS[r['test']]} | {r['n']:,} | {baselines['chance']:.3f} | {' | '.join(scores)} |"
     columns = ['rendered test set', 'N', 'chance', 'log-mel, supervised',
                'from its words', 'pooled over several', 'from true words']
     head = [f"| {' | '.join(columns)} |", '|' + '---|'*len(columns)]
-    return '\n'.join(head + [row(r) for r in record.metrics['rows'] if r['reader'] == reasoner])
+    return '\n'.join(head + [row(r) for r in record.metrics['rows'] if r['reasoner'] == reasoner])
 
 
 def sorts_table(record: Record # of the experiment `music_or_not`
@@ -140,8 +144,8 @@ BEGAN = dict(ear='the [audio encoder](../ear/README.md) of this package, which h
 
 def check(source, genres, sorts):
     "Refuse records of other models."
-    rows = [r for r in genres.metrics['rows'] if r['reader'] == source['reasoner']['reader']]
-    of = {('captioner', sorts.metrics.get('captioner'))} | {(kind, r.get(kind)) for r in rows for kind in source}
+    rows = [r for r in genres.metrics['rows'] if r['reasoner'] == source['reasoner']['reasoner']]
+    of = {('captioner', r['captioner']) for r in [sorts.metrics, *rows]} | {('reasoner', r['model']) for r in rows}
     if of != {(kind, s['stage']) for kind, s in source.items()}:
         raise LogocentricError('these records are of other models: run both experiments again with these')
 
@@ -155,8 +159,8 @@ def write_cards(genres: Record,                   # of `table1_reasoner_size`
     source = {kind: read_json(f/'source.json') for kind, f in folders.items()}
     check(source, genres, sorts)
     c = source['captioner']
-    facts = dict(genres=genres_table(genres, source['reasoner']['reader']), sorts=sorts_table(sorts),
-                 began=BEGAN[c['start']], frozen=', and stayed frozen while the rest learned' if c['still'] else '',
+    facts = dict(genres=genres_table(genres, source['reasoner']['reasoner']), sorts=sorts_table(sorts),
+                 began=BEGAN[c['start']], frozen=', and stayed frozen while the rest learned' if c['frozen'] else '',
                  seconds=read_json(folders['captioner']/'history.json')['seconds'])
     for kind, text in dict(captioner=CAPTIONER, reasoner=REASONER).items():
         numbers = source[kind] | facts | dict(parameters=source[kind]['parameters']/1e6)
@@ -175,6 +179,6 @@ if __name__ == '__main__':
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--cards', action='store_true', help='write the cards again and leave the models as they are')
     given = parser.parse_args()
-    if not given.cards: print(*ship(Lab.at(given.scale, given.seed)).values(), sep='\n')
+    if not given.cards: print(*ship(Setup.at(given.scale, given.seed)).values(), sep='\n')
     found = records()
     print(*write_cards(found['table1_reasoner_size'], found['music_or_not']).values(), sep='\n')

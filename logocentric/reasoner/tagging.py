@@ -336,6 +336,9 @@ def score_tags(model: Captioner, features: torch.Tensor, tags: TagVocabulary,
     return TagScores(dict(first=first, count=first*samples.number[:, None], sampled=samples.sampled,
                           inclusion=samples.inclusion, decoded=decoded), _unknown_share(lists))
 
+# %% ../../nbs/69_tagging.ipynb #c3d26ef2
+from ..encoder.published import build_encoder
+
 # %% ../../nbs/69_tagging.ipynb #1f1d0261
 class SigmoidConfig(PretrainedConfig):
     "All that a direct classifier needs to know before it has weights."
@@ -361,7 +364,7 @@ class SigmoidTagger(PreTrainedModel):
     def __init__(self, config: SigmoidConfig):
         super().__init__(config)
         width = (2 + len(config.lags or ()))*config.encoder.hidden_size*config.encoder.n_rows
-        self.encoder = MAEEncoder(config.encoder)
+        self.encoder = build_encoder(config.encoder)
         self.register_buffer('mean', torch.zeros(width))
         self.register_buffer('std', torch.ones(width))
         self.head = _sigmoid_head(width, config.hidden, len(config.tags))
