@@ -184,7 +184,7 @@ def _show_set(info):
 @app.command()
 def data(name: Annotated[Optional[str], typer.Argument(help='A data set, such as gtzan; by default all are listed.', show_default=False)] = None):
     "List the published data sets that are read here, or tell of one what its folder must look like. Nothing is downloaded."
-    from logocentric.data.manifests import DATASETS
+    from logocentric.data.datasets import DATASETS
     if name and name not in DATASETS: raise LogocentricError(f'no data set {name!r}: there are {", ".join(DATASETS)}')
     if name: _show_set(DATASETS[name])
     else:
@@ -194,7 +194,8 @@ def data(name: Annotated[Optional[str], typer.Argument(help='A data set, such as
 # %% ../nbs/90_cli.ipynb #48b9dde7
 def _manifest_for(folder, dataset, table, skip):
     "What was to be in the folder, less what a list skips."
-    from logocentric.data.manifests import read_dataset, read_table
+    from logocentric.data.datasets import read_dataset
+    from logocentric.data.tables import read_table
     from logocentric.data.doctor import find_manifest
     if dataset and table: raise LogocentricError('a published data set or a table of your own: give --dataset or --table, not both')
     manifest = read_table(table, folder) if table else read_dataset(dataset, folder) if dataset else find_manifest(folder)
@@ -203,7 +204,7 @@ def _manifest_for(folder, dataset, table, skip):
 # %% ../nbs/90_cli.ipynb #d8ba3ec1
 def _check_lists(skip_list, also):
     "Refuse what cannot be written, before hours are spent."
-    from logocentric.data.manifests import read_skip_list
+    from logocentric.data.lists import read_skip_list
     from logocentric.data.doctor import FINDING_KINDS
     if unknown := [k for k in also if k not in FINDING_KINDS]: raise LogocentricError(f"no kind of finding {', '.join(unknown)}: there are {', '.join(FINDING_KINDS)}")
     if also and not skip_list: raise LogocentricError('--also adds to a skip list: say where it goes, with --skip-list')
@@ -220,7 +221,7 @@ def _unlike_published(manifest) -> str:
 # %% ../nbs/90_cli.ipynb #061c75f5
 def _show_diagnosis(found, left, skip_list, kinds):
     "Who it is, what is wrong, what to do next."
-    from logocentric.data.manifests import DATASETS
+    from logocentric.data.datasets import DATASETS
     info, out = DATASETS.get(found.manifest.name), len(found.skip_list())
     typer.echo(f'{info.title}, {info.page}' if info else 'not a published data set: ' + (found.manifest.source or 'every sound file is a clip'))
     typer.echo(repr(found))
@@ -249,7 +250,7 @@ def doctor(folder: Annotated[Path, typer.Argument(help='A published data set, or
     """Examine every sound file of a folder: what is missing, broken, silent, short, doubled, misplaced. No file of yours is changed.
 
     Exit status: 0 if there are only notes, 1 if clips have problems that are not on the list given by --skip, 2 if the arguments cannot be used."""
-    from logocentric.data.manifests import read_skip_list, write_skip_list
+    from logocentric.data.lists import read_skip_list, write_skip_list
     from logocentric.data.doctor import diagnose
     kinds = [k.strip() for k in also.split(',') if k.strip()]
     _check_lists(skip_list, kinds)

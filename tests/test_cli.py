@@ -201,7 +201,7 @@ def test_every_shared_recording_is_described_or_refused(model, tmp_path):
 # --- data sets
 
 def test_data_lists_every_set_and_shows_one():
-    from logocentric.data.manifests import DATASETS
+    from logocentric.data.datasets import DATASETS
     said = run(app, ['data'])
     assert said.exit_code == 0 and all(d.name in said.output and d.page in said.output and d.licence in said.output for d in DATASETS.values())
     said = run(app, ['data', 'gtzan'])

@@ -8,7 +8,7 @@ from logocentric.encoder.pretrain import (MUSIC, IGNORE_INDEX, PretrainingClips,
                                           visible_frame_embeddings, mix, phones_in_columns, pool_visible, pretrain,
                                           to_grid, transpose)
 from logocentric.encoder.audio_encoder import load_encoder
-from logocentric.data.sounds import KINDS
+from logocentric.audio.sounds import KINDS
 from logocentric.audio.voices import PHONES, UNKNOWN
 from logocentric.data.sound_corpus import build_sounds
 from logocentric.data.clipset import crop_start

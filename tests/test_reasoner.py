@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel,
                           GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM,
                           MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError, OutOfMemory
+from logocentric.core import LogocentricError
+from logocentric.memory import OutOfMemory
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
 from logocentric.reasoner.labels import Trie, collisions, label_aliases, label_report, label_tokens, label_words

@@ -12,7 +12,8 @@ from logocentric.data.clipset import Crops
 from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, read_json
 from logocentric.data.corpus import build_corpus
-from logocentric.data.manifests import DataError, read_table
+from logocentric.data.lists import DataError
+from logocentric.data.tables import read_table
 from logocentric.audio.frontend import FrontendConfig
 from logocentric.reasoner.knowledge import train_tokenizer
 from logocentric.encoder.mae import MAEConfig

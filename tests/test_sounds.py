@@ -10,7 +10,7 @@ from logocentric.data.corpus import build_corpus
 from logocentric.data.descriptions import genre_words
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.audio.synthesis import FREQUENCIES, band, filtered, frames_of, modal, partials, pulses, resonance
-from logocentric.data.sounds import KINDS, N, TICKS
+from logocentric.audio.sounds import KINDS, N, TICKS
 from logocentric.data.sound_corpus import (MODES, Layer, SoundCorpus, arrange, build_sounds, describe_sound,
                                            draw_sound, event_times, render_sound)
 from logocentric.audio.voices import (PHONES, STOPS, UNKNOWN, VOWELS, Speaker, Utterance, random_word, segments, speak,

@@ -5,7 +5,8 @@ import logocentric.pipeline.table3 as module
 from logocentric.captioner.model import Captioner
 from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, load_records, read_json
-from logocentric.data.manifests import DataError, read_dataset, write_skip_list
+from logocentric.data.lists import DataError, write_skip_list
+from logocentric.data.datasets import read_dataset
 from logocentric.pipeline.experiments import Lab, run_experiment
 from logocentric.data.mixtures import VOCABULARY
 from logocentric.encoder.audio_encoder import load_encoder

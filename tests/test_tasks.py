@@ -2,7 +2,8 @@
 import random
 import numpy as np, pandas as pd, pytest
 from logocentric.core import LogocentricError, set_seed
-from logocentric.data.corpus import ATTRIBUTES, describe_clip, sample_clip
+from logocentric.data.styles import ATTRIBUTES, sample_clip
+from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import wilson_interval
 from logocentric.reasoner import facts as F, knowledge as K
 from logocentric.reasoner.model import Reasoner, Scores

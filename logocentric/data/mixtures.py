@@ -21,7 +21,7 @@ from ..core import LogocentricError, write_json
 from .composition import MUSICAL_SCALES, compose_score
 from .corpus import SHARD, Corpus, build_shards, corpus_code, features_like
 from .rendering import CLIP_SECONDS, MIX_LEVELS, RATE, loudness, make_track, play_track, synthesizer
-from .sounds import KINDS
+from ..audio.sounds import KINDS
 from .sound_corpus import MODES, Place, arrange, draw_place, record
 from .styles import load_table, sample_clip
 

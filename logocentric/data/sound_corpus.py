@@ -14,7 +14,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from scipy.fft import irfft, rfft
 from ..audio.frontend import FrontendConfig, LogMel
-from .sounds import KINDS, N, TICKS, Kind, add_at
+from ..audio.sounds import KINDS, N, TICKS, Kind, add_at
 from ..audio.synthesis import frames_of, log_uniform, random_curve, unit, upsample, white
 from ..audio.voices import UNKNOWN, Utterance
 from ..core import LogocentricError, write_json

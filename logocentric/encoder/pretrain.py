@@ -25,7 +25,7 @@ from ..core import LogocentricError, Record, read_json, set_seed, write_json
 from ..cache import is_main, world_size
 from ..data.styles import ATTRIBUTES
 from ..data.corpus import Corpus
-from ..data.sounds import KINDS
+from ..audio.sounds import KINDS
 from ..audio.voices import PHONES, UNKNOWN
 from ..data.sound_corpus import SoundCorpus
 from ..data.clipset import crop_start
