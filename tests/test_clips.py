@@ -4,12 +4,15 @@ from collections import namedtuple
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
-from logocentric.audio.frontend import FrontendConfig, LogMel, load_audio
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.audio.decoding import load_audio
 from logocentric.core import LogocentricError, read_json, shared_path
 from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
 from logocentric.data.clipset import ClipSet, Crops, LazyPairs, Part, clip_frames, crop_window, sound_mask
 from logocentric.data.corpus import build_corpus
-from logocentric.data.manifests import DataError, read_dataset, read_table
+from logocentric.data.lists import DataError
+from logocentric.data.datasets import read_dataset
+from logocentric.data.tables import read_table
 from logocentric.data.packing import write_shards
 from logocentric.data.shards import LazyCorpus
 from logocentric.data.sound_corpus import build_sounds

@@ -16,8 +16,10 @@ from fastcore.basics import chunked
 from torch import Tensor
 
 # %% ../../nbs/42_features.ipynb #ad2667af
-from ..core import LogocentricError, progress
-from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel
+from ..core import LogocentricError
+from ..cache import progress
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import LengthPolicy
 from .mae import MAEConfig, MAEEncoder
 
 # %% ../../nbs/42_features.ipynb #11b428c4

@@ -16,10 +16,13 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 
 # %% ../../nbs/45_probe_tasks.ipynb #09bf8d86
-from ..core import LogocentricError, progress
-from ..audio.frontend import FrontendConfig, LogMel, load_audio
-from ..data.corpus import RATE, Corpus
-from ..data.sounds import random_speaker, random_word, speak
+from ..core import LogocentricError
+from ..cache import progress
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import load_audio
+from ..data.rendering import RATE
+from ..data.corpus import Corpus
+from ..audio.voices import random_speaker, random_word, speak
 from ..metrics import chance_level
 
 # %% ../../nbs/45_probe_tasks.ipynb #baa7b0f6
