@@ -1,4 +1,4 @@
-"Caption metrics: worked by hand, beside the libraries of the field, and on degenerate captions."
+"Caption metrics: worked by hand, as the libraries of the field have them, and on degenerate captions."
 import math
 from itertools import combinations, permutations
 import numpy as np, pytest

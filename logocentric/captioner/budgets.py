@@ -26,23 +26,26 @@ def _widest(size, budget, heads): # size: width and hidden → parameters
     while size(width=width + step, hidden=4*(width + step)) <= budget: width += step
     return width
 
+# %% ../../nbs/56_budgets.ipynb #9a27af1a
+def _heads(name, fixed):
+    takes = inspect.signature(bridge_class(name)).parameters
+    return fixed.get('heads', takes['heads'].default) if 'heads' in takes else None
+
 # %% ../../nbs/56_budgets.ipynb #c493201f
 def _straight_line(size, budget): # size: n → parameters, a straight line
     one, two = size(1), size(2)
     return max(1, round((budget - one)/(two - one)) + 1)
 
 # %% ../../nbs/56_budgets.ipynb #96c83055
-def sizes_for_budget(name: str,           # one of `BRIDGES`
-                     budget: int,         # parameters between encoder and GPT-2
+def sizes_for_budget(name: str, budget: int, # parameters
                      dim: int, gpt2: GPT2Config, length: int = 8, lags=(), # as of `make_bridge`
                      within: float = .02, # how far off it may be, as a share
                      **fixed              # sizes that are given, such as depth
-                    ) -> dict:            # sizes for `make_bridge`
+                    ) -> dict:            # for `make_bridge`
     "Sizes with which a bridge has as many parameters as the budget says."
     size = lambda **free: bridge_size(name, dim, gpt2, length, lags, **fixed, **free)
-    takes, found, last = inspect.signature(bridge_class(name)).parameters, {}, 'rank'
-    if 'width' in takes:
-        found, last = dict(width=_widest(size, budget, fixed.get('heads', takes['heads'].default))), 'hidden'
+    heads, found, last = _heads(name, fixed), {}, 'rank'
+    if heads: found, last = dict(width=_widest(size, budget, heads)), 'hidden'
     found[last] = _straight_line(lambda n: size(**found, **{last: n}), budget)
     _check_budget(name, budget, size(**found)/budget - 1, within)
     return fixed | found

@@ -133,12 +133,12 @@ def _load(model): # a captioner, or where it lies
 
 # %% ../../nbs/53_describe.ipynb #b114014d
 @torch.inference_mode()
-def describe(sound, # a file; or (samples,) or (samples, channels) within ±1
+def describe(sound: str | Path | np.ndarray, # a file; (samples,) or (samples, channels) within ±1
              model=None, # a captioner or its folder
              sample_rate=None, # Hz of a waveform
              batch_size: int = 16,
-             samples: int = 0, # more descriptions, at random
-             **kwargs # of `Captioner.generate`
+             samples: int = 0, # more descriptions
+             **kwargs # of `generate`
             ) -> Description:
     "Say what a recording sounds like, window by window and as a whole."
     model = _load(model)

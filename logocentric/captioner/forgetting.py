@@ -111,27 +111,27 @@ def _jobs(rows, window, stride): # windows of all texts, the short ones first
     return sorted(jobs, key=lambda job: job[2] - job[1])
 
 # %% ../../nbs/58_forgetting.ipynb #e3c420e7
+def _tally(model, rows, texts, jobs, batch_size): # (texts, 3)
+    tally = np.array([[0, len(row) - 1, len(text.encode())] for row, text in zip(rows, texts)], float)
+    for part in (jobs[s:s + batch_size] for s in range(0, len(jobs), batch_size)):
+        for (i, *_), nats in zip(part, _batch_nats(model, rows, part)): tally[i, 0] += nats
+    return tally
+
+# %% ../../nbs/58_forgetting.ipynb #5ea48fc4
 @torch.inference_mode()
-def perplexity(model: PreTrainedModel,    # any causal language model, such as `captioner.decoder`
+def perplexity(model: PreTrainedModel,    # a causal language model, such as `captioner.decoder`
                tokenizer: PreTrainedTokenizerBase,
                texts: list[str],          # of any length
-               window: int | None = None, # tokens at once; all positions of the model by default
-               stride: int | None = None, # new tokens in each further window; half a window by default
+               window: int | None = None, # tokens at once; all positions
+               stride: int | None = None, # new tokens a window; half of it
                batch_size: int = 16       # windows at a time
               ) -> TextLoss:
     "How well a language model predicts texts and where they end."
     if isinstance(texts, str) or not len(texts): raise LogocentricError('no texts: give a list of one or more')
     sizes, rows, was_training = _sizes(model, window, stride), _rows(tokenizer, texts), model.training
-    tally, jobs = _empty_tally(rows, texts), _jobs(rows, *sizes)
-    model.eval()
-    for part in (jobs[s:s + batch_size] for s in range(0, len(jobs), batch_size)):
-        for (i, *_), nats in zip(part, _batch_nats(model, rows, part)): tally[i, 0] += nats
+    tally = _tally(model.eval(), rows, texts, _jobs(rows, *sizes), batch_size)
     model.train(was_training)
     return TextLoss(tally)
-
-# %% ../../nbs/58_forgetting.ipynb #5ea48fc4
-def _empty_tally(rows, texts): # no nats yet
-    return np.array([[0, len(row) - 1, len(text.encode())] for row, text in zip(rows, texts)], float)
 
 # %% ../../nbs/58_forgetting.ipynb #70c9b431
 def forgetting(before: TextLoss,

@@ -175,12 +175,12 @@ def _word_loss(model, labels, audio): # nats a word
 @patch
 def loss(self: Captioner, logits, labels, audio, shares=None):
     "Cross-entropy of the next word; while training, also of the unordered words."
-    said = labels[:len(logits), 1:].flatten()
-    spoken = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), said, ignore_index=-100)
-    if not (self.training and self.config.word_weight): return spoken
+    next_words = labels[:len(logits), 1:].flatten()
+    ordered = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), next_words, ignore_index=-100)
+    if not (self.training and self.config.word_weight): return ordered
     unordered = _word_loss(self, labels, audio)
-    if shares is not None: spoken, unordered = shares[0]*spoken, shares[1]*unordered # a part of a larger step
-    return spoken + self.config.word_weight*unordered
+    if shares is not None: ordered, unordered = shares[0]*ordered, shares[1]*unordered # a part of a larger step
+    return ordered + self.config.word_weight*unordered
 
 # %% ../../nbs/51_captioner.ipynb #30a00021
 def _first_rows(model, *batch): # those of a training batch that go through GPT-2
@@ -190,9 +190,9 @@ def _first_rows(model, *batch): # those of a training batch that go through GPT-
 @patch
 def loss_items(self: Captioner, batch: dict) -> tuple[int, ...]:
     "How many words each loss is a mean over."
-    said = labels = batch['labels']
-    if self.training: said, = _first_rows(self, labels)
-    numbers = tuple((x >= 0).sum().item() for x in (said[:, 1:], labels))
+    first = labels = batch['labels']
+    if self.training: first, = _first_rows(self, labels)
+    numbers = tuple((x >= 0).sum().item() for x in (first[:, 1:], labels))
     return numbers if self.training and self.config.word_weight else numbers[:1]
 
 # %% ../../nbs/51_captioner.ipynb #812e09fe
@@ -239,11 +239,11 @@ def forward(self: Captioner,
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
     if audio is None: audio = _audio(self, logmel, frame_mask, embeddings, embedding_mask, features)
     if self.training and labels is not None: input_ids, attention_mask = _first_rows(self, input_ids, attention_mask)
-    heard = audio[:len(input_ids)]
-    out = _read(self, input_ids, heard, attention_mask, past_key_values, use_cache)
+    first = audio[:len(input_ids)] # of the rows that go through GPT-2
+    out = _read(self, input_ids, first, attention_mask, past_key_values, use_cache)
     hidden = out.last_hidden_state[:, -(logits_to_keep or input_ids.shape[1]):]
     logits = self.decoder.lm_head(hidden)                                    # (b, text, vocabulary)
-    if self.config.word_weight: logits = logits + self.evidence(heard)[:, None]
+    if self.config.word_weight: logits = logits + self.evidence(first)[:, None]
     loss = None if labels is None else self.loss(logits, labels, audio, shares)
     return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
 
