@@ -140,7 +140,7 @@ class Part(ClipSet):
     "Clips of a set that follow each other."
     def __init__(self, clips: ClipSet, first: int, last: int): # numbers of the first, and of the one after the last
         self.clips, self.first, self.last = clips, first, min(last, len(clips))
-        self.folder = Path(f'{clips.fingerprint}-{first}-{self.last}') # where nothing is: a name
+        self.folder = Path(f'{clips.fingerprint}-{first}-{self.last}')
         self.config, self.shape, self.vocabulary = clips.config, clips.shape, clips.vocabulary
         self.manifest = (clips.manifest or {}) | dict(first=first, last=self.last)
         self.features, self.about = LogMels(self), dict(name=self.folder.name, frontend=clips.config.to_dict())
