@@ -95,7 +95,8 @@ def _show_description(row):
 @app.command()
 def describe(files: Files, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print what the program hears in each file, window by window."
-    from logocentric.captioner.model import CAVEAT, Captioner, describe as hear
+    from logocentric.captioner.describe import CAVEAT, describe as hear
+    from logocentric.captioner.model import Captioner
     _silence()
     ear = Captioner.from_pretrained(model_path('captioner', model))
     work = lambda file: asdict(hear(file, model=ear, num_beams=beams))
@@ -125,7 +126,8 @@ def _try(reader, names, prompt, rule):
 # %% ../nbs/90_cli.ipynb #657379fa
 def _answer(files, prompt, names, rule, listen, model, json_file, beams):
     "Describe each file, read the description in the prompt, show the answers."
-    from logocentric.captioner.model import CAVEAT, Captioner, describe as hear
+    from logocentric.captioner.describe import CAVEAT, describe as hear
+    from logocentric.captioner.model import Captioner
     _silence()
     from logocentric.reasoner.model import LabelWarning, Reasoner
     reader = Reasoner.from_pretrained(model_path('reasoner', model))

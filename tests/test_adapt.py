@@ -11,7 +11,9 @@ from logocentric.captioner.training_data import Pairs, tokenise
 from logocentric.core import LogocentricError, set_seed
 from logocentric.encoder.mae import MAEConfig, MAEEncoder
 from logocentric.reasoner.knowledge import train_tokenizer
-from logocentric.training import TrainConfig, evaluate, train
+from logocentric.runs import TrainConfig
+from logocentric.steps import evaluate
+from logocentric.training import train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

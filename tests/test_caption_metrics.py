@@ -6,7 +6,8 @@ from logocentric.captioner import caption_metrics as cm
 from logocentric.captioner.caption_metrics import (bleu, bleu_of, bleu_tally, caption_words, cider_d, fewest_chunks,
                                                    longest_common, meteor, rouge_l, tally_difference, tally_score)
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import corpus_clip, describe_clip
+from logocentric.data.styles import corpus_clip
+from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import Score, wilson_interval
 from logocentric.reasoner import knowledge
 

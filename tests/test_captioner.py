@@ -3,7 +3,8 @@ import numpy as np, pytest, torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 import logocentric.captioner.describe # noqa: F401, for `novelty`
-from logocentric.audio.frontend import FrontendConfig, LengthPolicy
+from logocentric.audio.frontend import FrontendConfig
+from logocentric.audio.decoding import LengthPolicy
 from logocentric.captioner.bridges import pool
 from logocentric.captioner.model import Captioner, gpt2_config, load_gpt2
 from logocentric.captioner.training_data import tokenise

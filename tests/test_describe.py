@@ -1,6 +1,6 @@
 "Descriptions of recordings: files as waveforms, any length, refusals, novelty."
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.audio.frontend import AudioError
+from logocentric.audio.decoding import AudioError
 from logocentric.captioner.describe import CAVEAT, describe
 from logocentric.core import shared_path
 from test_captioner import logmels, model, tokenizer # noqa: F401

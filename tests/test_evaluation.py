@@ -7,10 +7,10 @@ from logocentric.captioner.evaluation import (CAPTION_BASELINES, attribute_table
                                               caption_table, embedding_similarity, length_tally, most_common_caption,
                                               novelty_tallies, readable, shuffled_captions, tag_template, vocabulary)
 from logocentric.core import LogocentricError
-from logocentric.data.corpus import ATTRIBUTES
+from logocentric.data.styles import ATTRIBUTES
 from logocentric.metrics import wilson_interval
 from logocentric.reasoner.sentences import SentenceReasoner
-from logocentric.reasoner.tasks import facts, told
+from logocentric.reasoner.tasks import attribute_accuracy, stated_attributes
 from test_caption_metrics import CAPTIONS, REFERENCES, TAGS, TRAINING
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -99,10 +99,10 @@ def test_true_descriptions_are_true():
     rng = np.random.default_rng(0)
     rows = [{a: str(rng.choice(list(values))) for a, values in ATTRIBUTES.items()} for _ in range(60)]
     texts = [', '.join(ATTRIBUTES[a][v][0] for a, v in row.items()) for row in rows]
-    table = attribute_table(texts, pd.DataFrame(rows), told)
+    table = attribute_table(texts, pd.DataFrame(rows), stated_attributes)
     assert list(table.index) == list(ATTRIBUTES) and (table.named == 60).all()
     assert table.precision.mean() > .9
-    same = facts(texts, pd.DataFrame(rows))  # of chapter 41: there `right` is among all clips
+    same = attribute_accuracy(texts, pd.DataFrame(rows))  # of chapter 41: there `right` is among all clips
     assert table.recall.tolist() == pytest.approx(same.right.astype(float).tolist())
 
 

@@ -7,10 +7,11 @@ from logocentric.captioner.forgetting import (L2SP, Rehearsal, TextLoss, forgett
                                               token_windows)
 from logocentric.captioner.training_data import tokenise
 from logocentric.core import LogocentricError, load_records
-from logocentric.data.shards import LazyPairs
+from logocentric.data.clipset import LazyPairs
 from logocentric.pipeline.experiments import run_experiment
 from logocentric.reasoner.model import Reasoner
-from logocentric.training import TrainConfig, train
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 from test_adapt import NEW, OLD, TOKENIZER, captioner, language, pairs, taught, teach # noqa: F401
 
 pytestmark = pytest.mark.usefixtures('one_thread')

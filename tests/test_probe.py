@@ -2,7 +2,7 @@
 import copy, json, math
 from dataclasses import replace
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, soundfile as sf, torch
-from logocentric.captioner.model import pool
+from logocentric.captioner.bridges import pool
 from logocentric.core import LogocentricError, shared_path, write_json
 from logocentric.data.corpus import Corpus
 from logocentric.data.difficulty import logmel_statistics

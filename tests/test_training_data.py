@@ -2,8 +2,9 @@
 import numpy as np, pytest, torch
 from logocentric.captioner.model import caption_clips
 from logocentric.captioner.training_data import Pairs, cache_embeddings, encode_clips, tokenise, warm_up
-from logocentric.core import OutOfMemory
-from logocentric.training import TrainConfig, train
+from logocentric.memory import OutOfMemory
+from logocentric.runs import TrainConfig
+from logocentric.training import train
 from test_captioner import build, logmels, model, tokenizer # noqa: F401
 
 

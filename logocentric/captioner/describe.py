@@ -13,11 +13,13 @@ from pathlib import Path
 from fastcore.basics import chunked, patch
 
 # %% ../../nbs/53_describe.ipynb #d4e2dc12
-from ..audio.frontend import as_audio, audio_info, listen
+from ..audio.decoding import as_audio, audio_info
+from ..audio.decoding import stream_windows
 from .model import Captioner
 from .training_data import as_features
-from ..core import halve_on_oom, model_path
-from ..training import preserve_rng_state
+from ..memory import halve_on_oom
+from ..core import model_path
+from ..batches import preserve_rng_state
 
 # %% ../../nbs/53_describe.ipynb #4570c006
 def _distance(model, features): # Mahalanobis distance of clips from the training sound, (b,)
@@ -85,7 +87,7 @@ def _windows(sound, model, sample_rate):
     "Windows of a file or of a waveform in memory, each with its samples, and the line that says what is covered."
     policy, rate = model.length, model.frontend.config.sample_rate
     if isinstance(sound, (str, Path)):
-        return listen(sound, policy, rate), policy.coverage(audio_info(sound).duration)
+        return stream_windows(sound, policy, rate), policy.coverage(audio_info(sound).duration)
     wave = as_audio(sound, sample_rate or rate, rate)
     seconds = len(wave)/rate
     cut = lambda w: wave[round(w.start*rate):round(w.stop*rate)]

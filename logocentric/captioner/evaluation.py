@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from ..core import LogocentricError
-from ..data.corpus import ATTRIBUTES
+from ..data.styles import ATTRIBUTES
 from ..metrics import wilson_interval
 
 # %% ../../nbs/57_evaluation.ipynb #412a7887

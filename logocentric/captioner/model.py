@@ -20,11 +20,14 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # %% ../../nbs/51_captioner.ipynb #fe9ea6ad
-from ..audio.frontend import FrontendConfig, LengthPolicy, LogMel
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import LengthPolicy
 from .bridges import Bridge, bridge_class, make_bridge
-from ..core import LogocentricError, best_device, config_hash, halve_on_oom
-from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel, embed_frames, random_patches
-from ..training import preserve_rng_state
+from ..core import LogocentricError, best_device, config_hash
+from ..memory import halve_on_oom
+from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
+from ..encoder.features import embed_frames, random_patches
+from ..batches import preserve_rng_state
 
 # %% ../../nbs/51_captioner.ipynb #dcb84062
 class CaptionerConfig(PretrainedConfig):

@@ -16,9 +16,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/52_training_data.ipynb #e62be9d5
 from .model import Captioner, occurring_words, pad_id, plain_attention
-from ..core import LogocentricError, atomic_write, bf16_is_faster, halve_on_oom, progress
-from ..data.clips import crop_window, sound_mask
-from ..training import History, TrainConfig, decay_groups, train
+from ..core import LogocentricError, atomic_write, bf16_is_faster
+from ..memory import halve_on_oom
+from ..cache import progress
+from ..data.clipset import crop_window, sound_mask
+from ..runs import History, TrainConfig, decay_groups
+from ..training import train
 
 # %% ../../nbs/52_training_data.ipynb #f01fef90
 def _pad(rows, value): return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -20,7 +20,8 @@ import numpy as np, pandas as pd, psutil, torch
 from fastcore.basics import patch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
-from ..captioner.model import Captioner, Pairs, encode_clips, plain_attention
+from ..captioner.model import Captioner, plain_attention
+from ..captioner.training_data import Pairs, encode_clips
 from ..core import LogocentricError, best_device, bf16_is_faster, read_json, set_seed
 from ..memory import OutOfMemory, is_out_of_memory
 from ..cache import progress

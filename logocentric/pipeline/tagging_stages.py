@@ -18,7 +18,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from ..audio.frontend import FrontendConfig
-from ..captioner.model import Captioner, encode_clips, gpt2_config, load_gpt2
+from ..captioner.model import Captioner, gpt2_config, load_gpt2
+from ..captioner.training_data import encode_clips
 from ..core import LogocentricError, best_device, cache_path, code_hash, config_hash, read_json, set_seed
 from ..cache import progress, save_on_main_process
 from ..data.clips import Clips, build_clips
