@@ -107,7 +107,8 @@ def _shown(show, json_file): # nothing is shown where standard output is JSON
 @app.command()
 def describe(files: Files, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print what each file sounds like, window by window."
-    from logocentric.captioner.model import CAVEAT, Captioner, describe as describe_file
+    from logocentric.captioner.describe import CAVEAT, describe as describe_file
+    from logocentric.captioner.model import Captioner
     _silence()
     captioner = Captioner.from_pretrained(model_path('captioner', model))
     work = lambda file: asdict(describe_file(file, model=captioner, num_beams=beams))
@@ -146,7 +147,7 @@ def _load_pair(names, prompt, rule, model): # captioner and reasoner, after the 
 # %% ../nbs/90_cli.ipynb #1b19a2cd
 def _answer_one(file, captioner, reasoner, names, prompt, rule, listen, beams):
     "A row: one file described, its description or several sampled ones read in the prompt."
-    from logocentric.captioner.model import describe as describe_file
+    from logocentric.captioner.describe import describe as describe_file
     row = asdict(describe_file(file, model=captioner, num_beams=beams, samples=listen if listen > 1 else 0))
     texts = row.pop('samples') or [row['text']]
     scores = reasoner.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
@@ -156,7 +157,7 @@ def _answer_one(file, captioner, reasoner, names, prompt, rule, listen, beams):
 def _answer(files, prompt, names, rule, listen, model, json_file, beams):
     "Describe each file, read the description in the prompt, show the answers."
     captioner, reasoner = _load_pair(names, prompt, rule, model)
-    from logocentric.captioner.model import CAVEAT
+    from logocentric.captioner.describe import CAVEAT
     from logocentric.reasoner.model import LabelWarning
     work = lambda file: _answer_one(file, captioner, reasoner, names, prompt, rule, listen, beams)
     with warnings.catch_warnings():

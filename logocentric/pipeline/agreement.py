@@ -10,7 +10,8 @@ import os, subprocess, sys, tempfile
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
-from ..captioner.model import Captioner, Pairs
+from ..captioner.model import Captioner
+from ..captioner.training_data import Pairs
 from ..core import LogocentricError, best_device, read_json, set_seed
 from ..data.shards import LazyCorpus
 from ..encoder.mae import MAEConfig

@@ -20,10 +20,11 @@ from ..reasoner.training import REASONER_BATCH, REASONER_SIZES
 from .clocks import (CLIP_FRAMES, CLIP_SECONDS, CLIP_RATES, TOKEN_OVERHEAD, Job, Network, Terms,
                                          clips_job, inference_job, training_job)
 from .data_stages import crop_frames
-from .footprint import LOGIT_BYTES, captioner_bytes, language_bytes, mae_bytes, trained_encoder_bytes
-from .operations import (CaptionerParts, Operations, captioner_parts, count_parameters, count_patches,
-                                             encoder_operations, language_config, language_operations, mae_operations,
-                                             without_weights)
+from .footprint import (LOGIT_BYTES, captioner_bytes, language_bytes, mae_bytes,
+                                            trained_encoder_bytes)
+from .operations import (CaptionerParts, Operations, captioner_parts, count_parameters,
+                                             count_patches, encoder_operations, language_config, language_operations,
+                                             mae_operations, without_weights)
 from .scales import Scale, Setup, TaggingScale
 from ..runs import TrainConfig
 

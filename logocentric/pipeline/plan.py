@@ -14,8 +14,8 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from ..core import LogocentricError, home, read_json
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
-from .clocks import (MFU, STEP_OVERHEAD, TOKEN_OVERHEAD, Device, Job, Terms, best_seconds, find_device,
-                                         this_cpu)
+from .clocks import (MFU, STEP_OVERHEAD, TOKEN_OVERHEAD, Device, Job, Terms, best_seconds,
+                                         find_device, this_cpu)
 from .jobs import (answer_job, captioner_jobs, clip_jobs, data_set_job, describe_tests_job,
                                        pretraining_job, reasoner_job, tag_jobs)
 from .operations import mae_operations

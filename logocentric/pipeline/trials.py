@@ -15,15 +15,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
-from ..captioner.model import Captioner, encode_clips, plain_attention
+from ..captioner.model import Captioner, plain_attention
+from ..captioner.training_data import encode_clips
 from ..core import best_device, bf16_is_faster
 from ..data.styles import LABELS
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
 from .clocks import CLIP_FRAMES, DEVICES, MFU, Device, Job, Terms, this_cpu
 from .data_stages import crop_frames
-from .jobs import (answer_job, captioner_job, classifier_job, describe_job, encode_job, initial_encoder,
-                                       pretraining_job, reasoner_config, reasoner_job, scale_captioner, tagger_job,
-                                       tagger_parts, text_job)
+from .jobs import (answer_job, captioner_job, classifier_job, describe_job, encode_job,
+                                       initial_encoder, pretraining_job, reasoner_config, reasoner_job,
+                                       scale_captioner, tagger_job, tagger_parts, text_job)
 from .operations import language_config
 from .plan import utilisation
 from .scales import Scale, Setup, TaggingScale
