@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'RENDERED_NOTE', 'RECORDED_NOTE', 'TITLES', 'STYLE', 'published', 'paper_number', 'results_table',
-           'tagging_table', 'paired_sentence', 'report_section', 'report', 'publish', 'leave_launch', 'run_paper',
-           'reproduce']
+           'tagging_table', 'paired_sentence', 'genres_table', 'sorts_table', 'report_section', 'report', 'publish',
+           'leave_launch', 'run_paper', 'reproduce']
 
 # %% ../../nbs/81_report.ipynb #9d5f4b34
 import os, time
@@ -18,6 +18,7 @@ from ..core import (LogocentricError, Record, atomic_write, cores, data_path, lo
 from ..cache import all_processes, from_main_process, is_main, world_size
 from ..metrics import with_interval
 from .captioner_stages import trained_captioner
+from .data_stages import TEST_SETS
 from .experiments import EXPERIMENTS, notebook_runs
 from .reasoner_stages import reasoner_stage
 from .results import TEST_TITLES, genre_table
@@ -57,7 +58,8 @@ def results_table(record: Record # of Table 1 or 2
                  ) -> pd.DataFrame:
     "The table of a record, with the paper's numbers in a column of their own."
     rows = record.metrics['rows']
-    return genre_table(rows, record.metrics['baselines']).assign(**{PAPER: [paper_number(record.name, row, rows) for row in rows]})
+    theirs = [paper_number(record.name, row, rows) for row in rows]
+    return genre_table(rows, record.metrics['baselines']).assign(**{PAPER: theirs})
 
 # %% ../../nbs/81_report.ipynb #57e18ccf
 def tagging_table(record: Record # of the experiment `table3_audioset`
@@ -77,6 +79,32 @@ def paired_sentence(test: str, c: dict # from `compare`
     verdict = 'a real difference' if c['p'] < .01 else 'no difference shown'
     return (f"{TEST_TITLES[test]}: {c['a'][0]} reasoner with {c['a'][1]:,} pairs against {c['b'][0]} with {c['b'][1]:,}: "
             f"{c['difference']*100:+.1f} points on {c['n']:,} clips, McNemar p = {c['p']:.2g}: {verdict}")
+
+# %% ../../nbs/81_report.ipynb #54bd5645
+_GENRE_COLUMNS = ('rendered test set', 'N', 'chance', 'log-mel, supervised', 'from its words', 'pooled over several',
+                  'from true words')
+
+def _genre_line(r, baselines):
+    scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['sampled'], r['true'])]
+    return f"| {TEST_SETS[r['test']]} | {r['n']:,} | {baselines['chance']:.3f} | {' | '.join(scores)} |"
+
+# %% ../../nbs/81_report.ipynb #1c89adc0
+def genres_table(record: Record, # of the experiment `table1_reasoner_size`
+                 reasoner: str   # whose rows
+                ) -> str:        # a table in Markdown
+    "Zero-shot accuracies on rendered test sets, with their baselines."
+    rows, baselines = record.metrics['rows'], record.metrics['baselines']
+    lines = [_genre_line(r, baselines[r['test']]) for r in rows if r['reasoner'] == reasoner]
+    return '\n'.join([f"| {' | '.join(_GENRE_COLUMNS)} |", '|' + '---|'*len(_GENRE_COLUMNS), *lines])
+
+# %% ../../nbs/81_report.ipynb #6397b888
+def sorts_table(record: Record # of the experiment `music_or_not`
+               ) -> str:       # a table in Markdown
+    "How often the words tell of the right one of music, a voice, and neither."
+    m = record.metrics
+    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {with_interval(s)} |"
+            for name, s in m['accuracy'].items()]
+    return '\n'.join(['| sounds | are | N | log-mel statistics | its words |', '|---|---|---|---|---|', *rows])
 
 # %% ../../nbs/81_report.ipynb #2f3e5422
 RENDERED_NOTE = ('Our clips are composed by rules and rendered through a soundfont; the published numbers were measured on recordings. They stand side '
