@@ -3,7 +3,8 @@ import json, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
-from logocentric.captioner.model import Captioner, describe
+from logocentric.captioner.model import Captioner
+from logocentric.captioner.describe import describe
 from logocentric.cli import app, sound_files
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer

@@ -2,16 +2,20 @@
 import shutil, subprocess, sys
 from collections import namedtuple
 from dataclasses import replace
-import numpy as np, pytest, soundfile as sf, torch
+import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
-from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
-from logocentric.data.clipset import clip_frames
+from logocentric.audio.frontend import FrontendConfig, LogMel
+from logocentric.audio.decoding import load_audio
 from logocentric.core import LogocentricError, read_json, shared_path
+from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
+from logocentric.data.clipset import ClipSet, Crops, LazyPairs, Part, clip_frames, crop_window, sound_mask
+from logocentric.data.corpus import build_corpus
 from logocentric.data.lists import DataError
 from logocentric.data.datasets import read_dataset
 from logocentric.data.tables import read_table
-from logocentric.audio.frontend import FrontendConfig, LogMel
-from logocentric.audio.decoding import load_audio
+from logocentric.data.packing import write_shards
+from logocentric.data.shards import LazyCorpus
+from logocentric.data.sound_corpus import build_sounds
 
 SECONDS = 1.
 SILENCE = np.float16(FrontendConfig().silence)
@@ -253,3 +257,74 @@ def test_real_esc10(tmp_path):
     assert len(clips.vocabulary) == 10
     wave = load_audio(manifest.paths[100])
     np.testing.assert_allclose(clips.features[100][:500], LogMel()(torch.from_numpy(wave))[:500].half(), atol=.02)
+
+
+# --- one interface for clips, whatever they came from
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+    "The same interface on rendered music and sounds, recordings, shards, parts, and clips that are made when asked for."
+    folder = tmp_path_factory.mktemp('sets')
+    for i in range(4): put(folder/f'{i}.wav', .5 + .2*i, seed=i)
+    (folder/'list.csv').write_text('path,labels,text\n' + ''.join(f'{i}.wav,a;b{i},text {i}\n' for i in range(3)) + '3.wav,,\n')
+    music = build_corpus(folder/'music', 4, seed=5, processes=1)
+    clips = build_clips(folder/'clips', read_table(folder/'list.csv'), SECONDS, 1)
+    shards = write_shards(folder/'shards', clips, size=3, seed=None, processes=1)
+    sounds = build_sounds(folder/'sounds', 4, seed=6, processes=1)
+    return dict(music=music, sounds=sounds, clips=clips, shards=shards, lazy=LazyCorpus(4, seed=5), part=Part(shards, 0, 4))
+
+
+@pytest.mark.parametrize('name', ['music', 'sounds', 'clips', 'shards', 'lazy', 'part'])
+def test_all_clips_have_one_interface(sets, name):
+    clips = sets[name]
+    n, (frames, mels) = len(clips), clips.shape
+    assert isinstance(clips, ClipSet) and n == len(clips.table) == len(clips.texts) == len(clips.labels) == 4
+    assert clips.features.shape == (n, frames, mels) and clips.fingerprint == clips.folder.name
+    assert clips.frames.tolist() == clips.table.get('frames', pd.Series([frames]*n)).tolist()
+    assert clips.pairs(2) == [(0, clips.texts[0][0]), (1, clips.texts[1][0])]
+    for i in (0, 3):
+        clip = clips.clip(i)
+        assert np.array_equal(clip['logmel'], clips.features[i]) and clip['id'] == clips.table['id'][i]
+        assert torch.equal(clips.logmel(i), torch.from_numpy(clips.features[i].astype(np.float32)))
+        assert clip['text'] == next(iter(clips.texts[i]), '')
+        assert clips.active is None or np.array_equal(clip['active'], clips.active[i])
+    assert np.array_equal(np.sort(clips.order(1, 0)), np.arange(n))
+    head = clips.head(3)
+    assert np.array_equal(head.features[:], clips.features[:3]) and head.texts == clips.texts[:3]
+    assert sorted(head.order(1, 0)) == [0, 1, 2] and head.fingerprint == f'{clips.fingerprint}-0-3'
+
+
+@pytest.mark.parametrize('name', ['music', 'sounds', 'clips', 'shards', 'lazy', 'part'])
+def test_batches_come_from_any_clips(sets, name):
+    batch = LazyPairs(sets[name], lambda texts: dict(texts=texts), crop=40).batch([0, 2], np.random.default_rng(0))
+    assert batch['logmel'].shape == (2, 40, 80) and batch['texts'] == [sets[name].texts[i][0] for i in (0, 2)]
+    crops = Crops(sets[name], FrontendConfig(mean=-8., std=4.), 30).batch([1, 2], np.random.default_rng(0))
+    assert crops['logmel'].shape == (2, 30, 80)
+
+
+def test_texts_labels_and_sound_of_recordings(sets):
+    for clips in (sets['clips'], sets['part'], sets['shards']):
+        assert clips.labels == [['a', 'b0'], ['a', 'b1'], ['a', 'b2'], []]
+        assert clips.texts == [['text 0'], ['text 1'], ['text 2'], []] and len(clips.pairs()) == 3
+        assert [len(x) for x in clips.unpadded(3)] == clips.frames[:3].tolist() == [51, 71, 91]
+    assert [x.shape for x in sets['music'].unpadded(3)] == [(3, 1001, 80)], 'whole clips in one array'
+
+
+def test_a_mask_and_a_crop_of_whole_clips_are_none_and_unchanged(sets):
+    "Passing the `frames` of rendered clips changes nothing: all of each clip is sound."
+    frames = sets['music'].frames
+    assert sound_mask(frames, sets['music'].shape[0]) is None
+    for seed in range(5):
+        whole, known = (crop_window(1001, n, 300, None, np.random.default_rng(seed)) for n in (1001, frames[0]))
+        assert whole == known
+
+
+def test_first_descriptions_come_first():
+    class Several(ClipSet): table = pd.DataFrame(dict(id=list('abc'), texts=[['a1', 'a2', 'a3'], [], ['c1', 'c2']]))
+    assert Several().pairs() == [(0, 'a1'), (2, 'c1'), (0, 'a2'), (2, 'c2'), (0, 'a3')]
+    assert Several().pairs(3) == Several().pairs()[:3] and Several().labels == [[], [], []]
+
+
+def test_a_part_is_packed_as_the_whole(sets, tmp_path):
+    packed = write_shards(tmp_path/'part', Part(sets['shards'], 1, 3), seed=None, processes=1)
+    assert np.array_equal(packed.features[:], sets['clips'].features[1:3]) and packed.texts == sets['clips'].texts[1:3]

@@ -7,7 +7,8 @@ import numpy as np, pytest, torch
 from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models, pre_tokenizers
-from logocentric.captioner.model import Captioner, Pairs
+from logocentric.captioner.model import Captioner
+from logocentric.captioner.training_data import Pairs
 from logocentric import cache
 from logocentric.core import LogocentricError, cache_path, config_hash, cores, read_json, set_seed
 from logocentric.cache import all_processes, world_size, quiet, save_on_main_process, cached_folder

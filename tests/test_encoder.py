@@ -25,7 +25,8 @@ def test_the_package_brings_an_encoder():
 
 
 def test_its_folder_says_how_it_was_made():
-    recipe, history = Recipe.from_dict(read_json(shipped_path('ear')/'recipe.json')), read_json(shipped_path('ear')/'history.json')
+    recipe, history = (read_json(shipped_path('ear')/f'{name}.json') for name in ('recipe', 'history'))
+    recipe = Recipe.from_dict(recipe)
     assert history['passes'] == recipe.steps*recipe.batch_size
     assert history['rows'][-1]['step'] == recipe.steps
     card = (shipped_path('ear')/'README.md').read_text(encoding='utf-8')
@@ -110,7 +111,8 @@ def test_the_shipped_encoder_tells_kinds_apart_better_than_chance(encoder):
     from sklearn.linear_model import RidgeClassifier
     from sklearn.preprocessing import StandardScaler
     kinds = ['talk', 'rain', 'bell', 'engine', 'bird', 'knock', 'siren', 'wind']
-    waves = [render_sound(draw_sound(1234, 10*k + i, kind)).wave[:48_000] for k, kind in enumerate(kinds) for i in range(10)]
+    waves = [render_sound(draw_sound(1234, 10*k + i, kind)).wave[:48_000] for k, kind in enumerate(kinds)
+             for i in range(10)]
     x, y = StandardScaler().fit_transform(encoder.embed(waves)), np.repeat(np.arange(8), 10)
     known = np.tile(np.arange(10) < 6, 8)
     assert RidgeClassifier(100.).fit(x[known], y[known]).score(x[~known], y[~known]) > .5

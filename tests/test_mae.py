@@ -21,15 +21,17 @@ def frames_of(*lengths): return torch.arange(max(lengths))[None] < torch.tensor(
 def vit_mae(**changes):
     return ViTMAEForPreTraining(ViTMAEConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, decoder_hidden_size=64,
-        decoder_num_hidden_layers=1, decoder_num_attention_heads=4, decoder_intermediate_size=256, image_size=80, patch_size=16,
+        decoder_num_hidden_layers=1, decoder_num_attention_heads=4, decoder_intermediate_size=256, image_size=80,
+        patch_size=16,
         num_channels=1, layer_norm_eps=1e-6, **changes)).eval()
 
 def their_layer_weights(block):
     q, k, v = block.attn.qkv.weight.chunk(3)
     bq, bk, bv = block.attn.qkv.bias.chunk(3)
     rows = {'attention.q_proj': (q, bq), 'attention.k_proj': (k, bk), 'attention.v_proj': (v, bv)}
-    for theirs, ours in {'attention.o_proj': block.attn.proj, 'layernorm_before': block.norm1, 'layernorm_after': block.norm2,
-                         'mlp.fc1': block.mlp.fc1, 'mlp.fc2': block.mlp.fc2}.items(): rows[theirs] = ours.weight, ours.bias
+    named = {'attention.o_proj': block.attn.proj, 'layernorm_before': block.norm1, 'layernorm_after': block.norm2,
+             'mlp.fc1': block.mlp.fc1, 'mlp.fc2': block.mlp.fc2}
+    for theirs, ours in named.items(): rows[theirs] = ours.weight, ours.bias
     return {f'{k}.{kind}': w for k, pair in rows.items() for kind, w in zip(('weight', 'bias'), pair)}
 
 def test_encoder_equals_vit_mae_layers():
@@ -51,7 +53,8 @@ def test_patch_embedding_equals_a_convolution():
 def test_loss_equals_vit_mae(target):
     model, theirs, x = tiny(target=target), vit_mae(norm_pix_loss=target == 'per_patch'), torch.randn(3, 80, 80)*2 + 1
     out = theirs(x.transpose(1, 2)[:, None])
-    torch.testing.assert_close(masked_mse(out.logits, model.target(x), model.loss_weight(out.mask.bool(), None)), out.loss)
+    torch.testing.assert_close(masked_mse(out.logits, model.target(x), model.loss_weight(out.mask.bool(), None)),
+                               out.loss)
 
 def test_masks_equal_vit_mae():
     theirs, noise = vit_mae(mask_ratio=.75), torch.rand(2, 40)
@@ -99,7 +102,9 @@ def test_mask_ratio_zero_with_loss_on_all_is_a_plain_autoencoder():
     out = tiny(mask_ratio=0., loss_on='all')(torch.randn(2, 64, 80))
     assert not out.hidden.any() and out.loss > 0
 
-@pytest.mark.parametrize('bad', [dict(loss_on='visible'), dict(target='pixels'), dict(mask_ratio=1.), dict(n_mels=81), dict(hidden_size=66),
+@pytest.mark.parametrize('bad',
+                         [dict(loss_on='visible'), dict(target='pixels'), dict(mask_ratio=1.), dict(n_mels=81),
+                          dict(hidden_size=66),
                                  dict(positions='1d'), dict(mask_shape='both')])
 def test_impossible_configurations_are_refused(bad):
     with pytest.raises(ValueError): MAEConfig.preset('tiny', **bad)
@@ -107,7 +112,8 @@ def test_impossible_configurations_are_refused(bad):
 def test_base_is_vit_b():
     model = MAEModel(MAEConfig.preset('base'))
     assert (model.config.hidden_size, len(model.encoder.blocks), model.config.num_attention_heads) == (768, 12, 12)
-    assert (model.config.decoder_hidden_size, len(model.decoder_blocks), model.config.decoder_num_attention_heads) == (384, 4, 6)
+    assert (model.config.decoder_hidden_size, len(model.decoder_blocks),
+            model.config.decoder_num_attention_heads) == (384, 4, 6)
     assert 85e6 < model.encoder.num_parameters() < 86e6
 
 def test_full_height_strips():
@@ -180,7 +186,8 @@ def test_noise_decides_a_shaped_mask(shape):
     model, x = tiny(mask_ratio=.75, mask_shape=shape), torch.randn(2, 320, 80)
     noise = clip_noise(['a', 'b'], 5, 20)
     out = model(x, noise=noise)
-    assert torch.equal(out.hidden, model(x, noise=noise).hidden) and out.hidden.sum(1).tolist() == [75, 75] and out.loss.isfinite()
+    assert torch.equal(out.hidden, model(x, noise=noise).hidden) and out.hidden.sum(1).tolist() == [75, 75]
+    assert out.loss.isfinite()
     assert torch.equal(out.hidden, choose_patches(shape_noise(noise, 5, 20, shape), .75)[1])
     both, alone = model(x, frames_of(320, 90), noise), model(x[1:, :90], noise=clip_noise(['b'], 5, 6))
     assert torch.equal(both.hidden[1].view(5, 20)[:, :6], alone.hidden[0].view(5, 6))
@@ -290,7 +297,8 @@ def test_interpolation_equals_numpy():
     seen = torch.ones(1, 5, 6, dtype=torch.bool); seen[0, 2, [0, 2, 3]] = False; seen[0, 4] = False
     filled = interpolate_hidden(x, seen.flatten(1), config)[0].numpy()
     known = np.flatnonzero(np.repeat(seen[0, 2].numpy(), 16))
-    for mel in (32, 47): np.testing.assert_allclose(filled[:, mel], np.interp(np.arange(96), known, x[0, known, mel].numpy()), atol=1e-6)
+    for mel in (32, 47):
+        np.testing.assert_allclose(filled[:, mel], np.interp(np.arange(96), known, x[0, known, mel].numpy()), atol=1e-6)
     assert np.array_equal(filled[:, :32], x[0, :, :32].numpy()) and not filled[:, 64:].any()
 
 def test_baselines_by_hand():

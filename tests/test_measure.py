@@ -9,9 +9,11 @@ from logocentric.pipeline import measure
 from logocentric.core import LogocentricError
 from logocentric.memory import halve_on_oom
 from logocentric.pipeline.scales import SCALES
-from logocentric.pipeline.measure import (Clock, Pieces, Steady, apart, card, curve, curves_without_gpu, rows_table,
-                                          standing, take, terms_here, trials, verdict)
-from logocentric.pipeline.plan import DEVICES, Terms, find_device, measured_shares, plan
+from logocentric.pipeline.measure import Clock, Pieces, Steady, rows_table, standing, take, trials
+from logocentric.pipeline.agreement import apart, curve, curves_without_gpu, verdict
+from logocentric.pipeline.trials import card, terms_here
+from logocentric.pipeline.clocks import DEVICES, Terms, find_device
+from logocentric.pipeline.plan import measured_shares, plan
 from logocentric.pipeline.table3 import PLANS
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -9,10 +9,11 @@ from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, set_seed
 from logocentric.pipeline.scales import SCALES
 from logocentric.encoder.mae import MASKING, MAEConfig, MAEModel
-from logocentric.pipeline.plan import (DEVICES, KNOWN, ROOM, Job, Terms, block_bytes, caption_bytes, captioner_parts,
-                                       count, encoder_bytes, find_device, language_bytes, language_config, learns,
-                                       on_paper, paint_bytes, paint_work, patches, peak, plan, reader_config,
-                                       speak_work, Work)
+from logocentric.pipeline.clocks import DEVICES, Job, Terms, find_device
+from logocentric.pipeline.plan import (KNOWN, ROOM, caption_bytes, count, learns, on_paper, paint_bytes, paint_work,
+                                       patches, peak, plan, reader_config, speak_work, Work)
+from logocentric.pipeline.footprint import block_bytes, encoder_bytes, language_bytes
+from logocentric.pipeline.operations import captioner_parts, language_config
 from logocentric.pipeline.table3 import PLANS
 from logocentric.runs import TrainConfig
 

@@ -20,7 +20,8 @@ FEW = TrainConfig(steps=6, batch_size=4, lr=1e-3, eval_every=3, checkpoint_every
 @pytest.fixture(scope='module')
 def corpora(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pretrain')
-    return build_corpus(folder/'music', 6, seed=31, processes=1), build_sounds(folder/'sounds', 14, seed=32, processes=1)
+    music = build_corpus(folder/'music', 6, seed=31, processes=1)
+    return music, build_sounds(folder/'sounds', 14, seed=32, processes=1)
 
 
 @pytest.fixture
@@ -93,12 +94,14 @@ def test_a_voice_behind_is_unknown(clips, monkeypatch):
     mixed = answers(clips, [0, 7, 9, 12, 15], 3)
     behind = plain['phones'].roll(1, 0)
     voiced = (plain['phones'] != IGNORE_INDEX) & (behind != 0) & (behind != IGNORE_INDEX)
-    assert voiced.any() and (mixed['phones'][voiced] == UNKNOWN).all() and torch.equal(mixed['phones'][~voiced], plain['phones'][~voiced])
+    assert voiced.any() and (mixed['phones'][voiced] == UNKNOWN).all()
+    assert torch.equal(mixed['phones'][~voiced], plain['phones'][~voiced])
 
 
 def test_the_neighbour_is_softer_whatever_its_level():
     x = torch.randn(8, 10, 5) + 8*torch.randn(8, 1, 1)
-    added = (mix(x.double(), np.random.default_rng(0), share=1.)[0].exp() - x.double().exp()).sum((1, 2))/x.double().exp().sum((1, 2))
+    power, mixed = (y.double().exp() for y in (x, mix(x.double(), np.random.default_rng(0), share=1.)[0]))
+    added = (mixed - power).sum((1, 2))/power.sum((1, 2))
     assert (added <= np.exp(-2) + 1e-6).all() and (added >= np.exp(-8) - 1e-6).all() and added.max() > np.exp(-4)
 
 
@@ -145,9 +148,10 @@ def test_columns_are_scaled_for_their_hidden_rows():
 def test_columns_of_unknown_phones_do_not_count():
     torch.manual_seed(0)
     model = Pretrainer(config())
-    width = model.mae.config.patch_frames
-    grid, seen = torch.randn(2, model.mae.config.n_rows, 4, model.mae.config.hidden_size), torch.ones(2, model.mae.config.n_rows, 4, 1)
-    kind, attributes, phones = torch.zeros(2, dtype=torch.long), torch.full((2, len(ATTRIBUTES)), IGNORE_INDEX), torch.zeros(2, 4*width, dtype=torch.long)
+    width, rows = model.mae.config.patch_frames, model.mae.config.n_rows
+    grid, seen = torch.randn(2, rows, 4, model.mae.config.hidden_size), torch.ones(2, rows, 4, 1)
+    kind, phones = torch.zeros(2, dtype=torch.long), torch.zeros(2, 4*width, dtype=torch.long)
+    attributes = torch.full((2, len(ATTRIBUTES)), IGNORE_INDEX)
     ask = lambda: model.auxiliary_losses(grid, seen, kind, phones, attributes)['phones']
     phones[:, 2*width + 1] = UNKNOWN
     with_unknown = ask()
@@ -194,7 +198,8 @@ def test_hidden_patches_do_not_reach_the_heads(clips):
     torch.manual_seed(3); torch.randint(1, ())
     _, _, _, (_, hidden, _) = model.mae.mask(batch['logmel'])
     c = model.mae.config
-    cells = hidden.view(2, c.n_rows, -1).repeat_interleave(c.patch_mels, 1).repeat_interleave(c.patch_frames, 2).transpose(1, 2)
+    bands = hidden.view(2, c.n_rows, -1).repeat_interleave(c.patch_mels, 1)
+    cells = bands.repeat_interleave(c.patch_frames, 2).transpose(1, 2)
     assert causes(batch['logmel']) == causes(batch['logmel'] + 5*cells)
     assert causes(batch['logmel']) != causes(batch['logmel'] + 5*~cells)
 
@@ -202,7 +207,8 @@ def test_hidden_patches_do_not_reach_the_heads(clips):
 def test_a_killed_run_ends_as_one_left_alone(corpora, tmp_path):
     class Killed(Exception): pass
     def run(folder, **kwargs):
-        return pretrain(*corpora, FrontendConfig(), config(), FEW, folder, PretrainingClips(*corpora, FrontendConfig(), random=False), progress=False, **kwargs)
+        return pretrain(*corpora, FrontendConfig(), config(), FEW, folder,
+                        PretrainingClips(*corpora, FrontendConfig(), random=False), progress=False, **kwargs)
     whole, _ = run(tmp_path/'whole')
     import logocentric.encoder.pretrain as module
     original, left = module.save_encoder, [1]

@@ -24,10 +24,13 @@ def checkpoint(kind, cls, dim=128, depth=3, cols=13, patch=(16, 16), device=None
     state |= {'patch_embed.proj.weight': make(dim, 1, *patch), 'patch_embed.proj.bias': make(dim)}
     for i in range(depth):
         b = f'blocks.{i}.'
-        state |= norm(b + 'norm1') | norm(b + 'norm2') | linear(b + 'attn.proj', dim, dim) | {b + 'attn.qkv.weight': make(3*dim, dim)}
+        state |= norm(b + 'norm1') | norm(b + 'norm2') | linear(b + 'attn.proj', dim, dim)
+        state |= {b + 'attn.qkv.weight': make(3*dim, dim)}
         state |= linear(b + 'mlp.fc1', 4*dim, dim) | linear(b + 'mlp.fc2', dim, 4*dim)
-        state |= {b + 'attn.qkv.bias': make(3*dim)} if kind == 'm2d' else {b + 'attn.q_bias': make(dim), b + 'attn.v_bias': make(dim)}
-    state |= norm('norm') | linear('decoder_embed', 64, dim) | {'decoder_pos_embed': make(1, 66, 64), 'decoder_blocks.0.attn.qkv.weight': make(192, 64)}
+        if kind == 'm2d': state |= {b + 'attn.qkv.bias': make(3*dim)}
+        else: state |= {b + 'attn.q_bias': make(dim), b + 'attn.v_bias': make(dim)}
+    state |= norm('norm') | linear('decoder_embed', 64, dim)
+    state |= {'decoder_pos_embed': make(1, 66, 64), 'decoder_blocks.0.attn.qkv.weight': make(192, 64)}
     if kind == 'm2d': state |= {'target_blocks.0.norm1.weight': make(dim), 'norm_stats': torch.tensor([-7.1, 4.2])}
     return state
 
@@ -48,7 +51,8 @@ def reference(state, kind, x):
         q, k, v = get('attn.qkv.weight').split(dim)
         bias = get('attn.qkv.bias').split(dim) if kind == 'm2d' else (get('attn.q_bias'), None, get('attn.v_bias'))
         q, k, v = (F.linear(y, m, b) for m, b in zip((q, k, v), bias))
-        heads = [F.scaled_dot_product_attention(q[..., s:s + 64], k[..., s:s + 64], v[..., s:s + 64]) for s in range(0, dim, 64)]
+        heads = [F.scaled_dot_product_attention(q[..., s:s + 64], k[..., s:s + 64], v[..., s:s + 64])
+                 for s in range(0, dim, 64)]
         tokens = tokens + F.linear(torch.cat(heads, -1), get('attn.proj.weight'), get('attn.proj.bias'))
         y = F.layer_norm(tokens, (dim,), get('norm2.weight'), get('norm2.bias'), 1e-6)
         y = F.gelu(F.linear(y, get('mlp.fc1.weight'), get('mlp.fc1.bias')))
@@ -62,7 +66,9 @@ GIVEN = dict(mean=-6., std=5.)
 def tiny(**changes): return build_encoder(MAEConfig.preset('tiny', **changes)).eval()
 def frames_of(*lengths): return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
 
-@pytest.mark.parametrize('bad', [dict(position_grid=[4, 13]), dict(position_grid=[5]), dict(position_grid=[5, 13], positions='time')])
+@pytest.mark.parametrize('bad',
+                         [dict(position_grid=[4, 13]), dict(position_grid=[5]),
+                          dict(position_grid=[5, 13], positions='time')])
 def test_impossible_tables_are_refused(bad):
     with pytest.raises(ValueError): tiny(**bad)
 
@@ -92,7 +98,8 @@ def test_a_table_is_read_row_by_row():
 def test_a_logmel_longer_than_the_table_is_refused():
     encoder = tiny(position_grid=[5, 13])
     assert encoder(torch.randn(1, 208, 80)).last_hidden_state.shape == (1, 65, 64)
-    with pytest.raises(ValueError, match=r'13 columns of patches \(208 frames\); the log-mel has 14'): encoder(torch.randn(1, 209, 80))
+    with pytest.raises(ValueError, match=r'13 columns of patches \(208 frames\); the log-mel has 14'):
+        encoder(torch.randn(1, 209, 80))
 
 def test_class_token_takes_part_but_is_not_returned():
     encoder, x, mask = tiny(cls_token=True), torch.randn(2, 160, 80), frames_of(160, 70)
@@ -109,7 +116,8 @@ def test_they_are_saved_and_loaded(tmp_path):
     with torch.no_grad(): encoder.position_table.normal_(); encoder.cls_token.normal_()
     save_encoder(encoder, FrontendConfig(), tmp_path)
     for again in (PublishedEncoder.from_pretrained(tmp_path), load_encoder(tmp_path).encoder):
-        assert torch.equal(again.position_table, encoder.position_table) and torch.equal(again.cls_token, encoder.cls_token)
+        assert torch.equal(again.position_table, encoder.position_table)
+        assert torch.equal(again.cls_token, encoder.cls_token)
         assert again.config.position_grid == [5, 13] and again.longest == 13
 
 # --- the arithmetic
@@ -157,7 +165,8 @@ def test_vit_b_fits(kind, cls, cols):
 def test_kind_and_what_is_ignored():
     assert [published_kind(checkpoint(k, True)) for k in ('msm-mae', 'm2d')] == ['msm-mae', 'm2d']
     encoder, _ = load_published(checkpoint('m2d', True) | {'head.weight': torch.zeros(2, 2)})
-    assert encoder.ignored == ['decoder_blocks.0.attn.qkv.weight', 'decoder_embed.bias', 'decoder_embed.weight', 'decoder_pos_embed', 'head.weight',
+    assert encoder.ignored == ['decoder_blocks.0.attn.qkv.weight', 'decoder_embed.bias', 'decoder_embed.weight',
+                               'decoder_pos_embed', 'head.weight',
                                'mask_token', 'target_blocks.0.norm1.weight']
 
 # --- normalisation
@@ -183,12 +192,15 @@ def test_a_file_is_as_good_as_its_dict(tmp_path, wrap):
     state, x = checkpoint('m2d', True), torch.randn(1, 64, 80)
     torch.save(wrap(state), tmp_path/'m2d.pth')
     for found in (tmp_path/'m2d.pth', str(tmp_path/'m2d.pth'), wrap(state)):
-        with torch.no_grad(): assert torch.equal(load_published(found)[0](x).last_hidden_state, load_published(state)[0](x).last_hidden_state)
+        with torch.no_grad():
+            assert torch.equal(load_published(found)[0](x).last_hidden_state,
+                               load_published(state)[0](x).last_hidden_state)
 
 def test_a_file_with_more_than_weights_is_refused(tmp_path):
     path = tmp_path/'training.pth'
     torch.save(dict(model=checkpoint('m2d', True), args=Namespace(lr=1e-4)), path)
-    with pytest.raises(LogocentricError, match=r'training.pth: holds more than weights \(argparse.Namespace\)'): load_published(path)
+    with pytest.raises(LogocentricError, match=r'training.pth: holds more than weights \(argparse.Namespace\)'):
+        load_published(path)
     torch.save(torch.nn.Linear(2, 2), path)
     with pytest.raises(LogocentricError, match='torch.nn.modules.linear.Linear'): load_published(path)
 
@@ -208,13 +220,17 @@ def test_broken_files_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(LogocentricError, match=r'x\.pth: '): load_published(path)
 
-@pytest.mark.parametrize('what, message', [([1, 2], 'list'), (dict(model=3), 'int'), (dict(epoch=3), 'no tensors'), (dict(a=torch.zeros(2)), 'found a'), (None, 'NoneType')])
+@pytest.mark.parametrize('what, message',
+                         [([1, 2], 'list'), (dict(model=3), 'int'), (dict(epoch=3), 'no tensors'),
+                          (dict(a=torch.zeros(2)), 'found a'), (None, 'NoneType')])
 def test_things_that_are_no_checkpoint(what, message):
     with pytest.raises(LogocentricError, match=message): load_published(what)
 
 # --- names and shapes
 
-@pytest.mark.parametrize('gone', ['pos_embed', 'norm.bias', 'blocks.1.attn.q_bias', 'blocks.2.mlp.fc2.weight', 'patch_embed.proj.weight'])
+@pytest.mark.parametrize('gone',
+                         ['pos_embed', 'norm.bias', 'blocks.1.attn.q_bias', 'blocks.2.mlp.fc2.weight',
+                          'patch_embed.proj.weight'])
 def test_a_missing_name_is_named(gone):
     state = checkpoint('msm-mae', False)
     del state[gone]
@@ -227,17 +243,23 @@ def test_a_truncated_dict_is_refused():
 
 def test_an_unknown_name_is_named():
     state = checkpoint('m2d', True)
-    with pytest.raises(LogocentricError, match='dist_token unknown'): load_published(state | {'dist_token': torch.zeros(1)})
-    with pytest.raises(LogocentricError, match='and 2 more missing'): encoder_weights(checkpoint('msm-mae', True, depth=8), 'm2d')
+    with pytest.raises(LogocentricError, match='dist_token unknown'):
+        load_published(state | {'dist_token': torch.zeros(1)})
+    with pytest.raises(LogocentricError, match='and 2 more missing'):
+        encoder_weights(checkpoint('msm-mae', True, depth=8), 'm2d')
     with pytest.raises(LogocentricError, match='msm-mae, m2d'): load_published(state, kind='audiomae')
 
 @pytest.mark.parametrize('name, shape, message', [
-    ('pos_embed', (1, 68, 128), '67 positions'), ('pos_embed', (66, 128), '3 dimensions'), ('norm.bias', (64,), r'norm.bias \(64,\) instead of \(128,\)'),
-    ('patch_embed.proj.weight', (128, 3, 16, 16), '64 x heads, 1'), ('patch_embed.proj.weight', (100, 1, 16, 16), '64 x heads, 1'),
-    ('patch_embed.proj.weight', (128, 256), '4 dimensions'), ('blocks.2.mlp.fc1.weight', (256, 128), 'blocks.2.mlp.fc1.weight'),
+    ('pos_embed', (1, 68, 128), '67 positions'), ('pos_embed', (66, 128), '3 dimensions'),
+    ('norm.bias', (64,), r'norm.bias \(64,\) instead of \(128,\)'),
+    ('patch_embed.proj.weight', (128, 3, 16, 16), '64 x heads, 1'),
+    ('patch_embed.proj.weight', (100, 1, 16, 16), '64 x heads, 1'),
+    ('patch_embed.proj.weight', (128, 256), '4 dimensions'),
+    ('blocks.2.mlp.fc1.weight', (256, 128), 'blocks.2.mlp.fc1.weight'),
     ('cls_token', (1, 2, 128), 'cls_token'), ('blocks.0.mlp.fc1.weight', (500, 128), 'wrong shapes')])
 def test_a_wrong_shape_is_named(name, shape, message):
-    with pytest.raises(LogocentricError, match=message): load_published(checkpoint('m2d', True) | {name: torch.zeros(shape)})
+    with pytest.raises(LogocentricError, match=message):
+        load_published(checkpoint('m2d', True) | {name: torch.zeros(shape)})
 
 # --- what can be done with it
 

@@ -7,7 +7,8 @@ import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
 from transformers.utils import ModelOutput
 import logocentric.data.packing, logocentric.data.shards
-from logocentric.captioner.model import Captioner, Pairs, tokenise
+from logocentric.captioner.model import Captioner
+from logocentric.captioner.training_data import Pairs, tokenise
 from logocentric.data.clipset import Crops
 from logocentric.data.clips import build_clips
 from logocentric.core import LogocentricError, read_json

@@ -119,6 +119,7 @@ def modal(rng: np.random.Generator, n: int, freqs: np.ndarray, amps: np.ndarray,
 @lru_cache
 def _noise() -> np.ndarray: return np.random.default_rng(11).standard_normal(2**20).astype(np.float32)
 
+# %% ../../nbs/12_synthesis.ipynb #d6b58633
 def white(rng: np.random.Generator, n: int) -> np.ndarray: # (n,)
     "White noise of deviation one, from a random place."
     k = int(rng.integers(2**20 - n))

@@ -45,7 +45,7 @@ class Stop(NamedTuple):
 # %% ../../nbs/13_voices.ipynb #ff4b7b7e
 STOPS = {phone: Stop(**row) for phone, row in _TABLES['stops'].items()}
 PHONES = ['', *SUSTAINED, *STOPS]   # '' where no phone sounds
-UNKNOWN = -1                        # instead of a phone's number: a voice, but nobody wrote down what it says
+UNKNOWN = -1                        # instead of a phone's number: a voice, but not known what it says
 
 # %% ../../nbs/13_voices.ipynb #f4720e97
 ONSETS, CODAS = _TABLES['syllables']['onsets'], _TABLES['syllables']['codas']

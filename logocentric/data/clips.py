@@ -102,7 +102,7 @@ def _try_failed_again(folder: Path) -> None:
         if any('failed' in r for r in rows): path.unlink(); (folder/'clips.jsonl').unlink(missing_ok=True)
 
 # %% ../../nbs/38_clips.ipynb #7e944e46
-def _other_clips(folder: Path, old: dict, job: dict) -> DataError:
+def _other_clips(folder, old, job):
     there = f"{old.get('name', 'a corpus')} {old.get('manifest', '')} of {old['n']:,} clips"
     return DataError(f"{folder.name} holds {there}, and these are {job['name']} {job['manifest']}, {job['n']:,} clips "
                      f"of {job['seconds']:g} s: choose another folder or delete it")
@@ -177,7 +177,7 @@ def _fill(folder: Path, manifest: Manifest, job: dict, config: FrontendConfig, p
     _finish(folder, manifest)
 
 # %% ../../nbs/38_clips.ipynb #aeafc1c4
-def _clips_job(manifest, seconds, config): # what is to be read; a folder belongs to one such job
+def _clips_job(manifest, seconds, config): # what is to be read
     order = config_hash(dict(ids=manifest.table['id'].tolist()))
     return dict(kind='clips', n=len(manifest), name=manifest.name, manifest=manifest.hash, order=order, seconds=seconds,
                 frontend=config.to_dict())

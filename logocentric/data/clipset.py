@@ -33,7 +33,7 @@ class ClipSet:
 # %% ../../nbs/20_clipset.ipynb #ee315cd5
 @patch(as_prop=True)
 def fingerprint(self: ClipSet) -> str:
-    "A name that tells these clips from all others, for the key of what is computed from them."
+    "A name for these clips alone: the key of what is computed from them."
     return self.folder.name
 
 # %% ../../nbs/20_clipset.ipynb #650e98e8
@@ -140,15 +140,20 @@ class Part(ClipSet):
     "Clips of a set that follow each other."
     def __init__(self, clips: ClipSet, first: int, last: int): # numbers of the first, and of the one after the last
         self.clips, self.first, self.last = clips, first, min(last, len(clips))
-        self.folder = Path(f'{clips.fingerprint}-{first}-{self.last}')             # where nothing is: a name
+        self.folder = Path(f'{clips.fingerprint}-{first}-{self.last}')
         self.config, self.shape, self.vocabulary = clips.config, clips.shape, clips.vocabulary
         self.manifest = (clips.manifest or {}) | dict(first=first, last=self.last)
-        self.features = LogMels(self)
+        self.features, self.about = LogMels(self), dict(name=self.folder.name, frontend=clips.config.to_dict())
         if clips.active is not None: self.active = clips.active[first:self.last]
 
     table = cached_property(lambda self: self.clips.table.iloc[self.first:self.last].reset_index(drop=True))
     def __len__(self) -> int: return self.last - self.first
-    def clip(self, i: int) -> dict: return self.clips.clip(self.first + i)
+
+# %% ../../nbs/20_clipset.ipynb #f2cff08d
+@patch
+def clip(self: Part, i: int) -> dict:
+    "Clip `i` with all that is known of it."
+    return self.clips.clip(self.first + i)
 
 # %% ../../nbs/20_clipset.ipynb #14a6bf2e
 @lru_cache(maxsize=4) # asked for at every batch

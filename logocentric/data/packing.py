@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable
 import numpy as np, pandas as pd
 from fastcore.basics import chunked
 from filelock import FileLock
@@ -129,8 +129,7 @@ def _packing_of(source, texts, seconds: float, config: FrontendConfig) -> _Packi
     return _pack_stored(source, rows, origin)
 
 # %% ../../nbs/39_packing.ipynb #643e14a9
-def _tasks(source: _Packing, size: int, seed: int | None) -> Iterator[tuple[int, Callable]]:
-    "Numbers of shards and what is in them."
+def _tasks(source, size, seed): # numbers of shards, and functions that say what is in them
     order = np.arange(source.n) if seed is None else np.random.default_rng(seed).permutation(source.n)
     for number in range(-(-source.n//size)):
         yield number, lambda k=number: source.items(order[k*size:(k + 1)*size].tolist())

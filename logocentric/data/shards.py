@@ -9,7 +9,7 @@ __all__ = ['without_nan', 'to_json', 'clip_bytes', 'clip_of_bytes', 'shard_path'
 
 # %% ../../nbs/26_shards.ipynb #24e67a9e
 import errno, hashlib, io, json, os, re, shutil, tarfile, zlib
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Callable, Iterator
 import fsspec, numpy as np, pandas as pd, torch
@@ -308,9 +308,6 @@ def _open(self: Shards) -> None:
     self.about = {k: index[k] for k in ('name', 'hash', 'frontend', 'texts') if k in index} # as a source of shards
     self.features = LogMels(self)
 
-# %% ../../nbs/26_shards.ipynb #b418c850
-#| export
-
 # %% ../../nbs/26_shards.ipynb #20fc2d03
 @patch
 def __repr__(self: Shards) -> str:
@@ -430,11 +427,21 @@ def rows(self: LazyCorpus) -> Iterator[dict]:
     return (self.row(i) for i in range(len(self)))
 
 # %% ../../nbs/26_shards.ipynb #28a0bebc
+@lru_cache(maxsize=2)
+def _drawn_table(clips): return pd.DataFrame(list(clips.rows()))
+
+# %% ../../nbs/26_shards.ipynb #f0f33eea
 @patch(as_prop=True)
 def table(self: LazyCorpus) -> pd.DataFrame:
-    "All rows, made anew."
+    "All rows, texts included."
     if self.n is None: raise LogocentricError('clips without an end have no table: say how many, `LazyCorpus(1000)`')
-    return pd.DataFrame(list(self.rows()))
+    return _drawn_table(self)
+
+# %% ../../nbs/26_shards.ipynb #7e8c583b
+@patch(as_prop=True)
+def frames(self: LazyCorpus) -> np.ndarray: # (clips,)
+    "All frames of all clips are sound."
+    return np.full(len(self), self.shape[0], np.int32)
 
 # %% ../../nbs/26_shards.ipynb #4d41dfbb
 @patch

@@ -63,7 +63,7 @@ def _put(layer, made, t, gain): # add a sound to a layer at a time
     layer.onsets.append(t); add_at(layer.wave, made.wave, int(t*RATE), gain)
     at = int(t*RATE)//160
     here, said = layer.phones[at:at + len(made.phones)], made.phones[:TICKS - at]
-    here[:] = np.where((here != 0) & (said != 0), UNKNOWN, here + said)   # two at once: nobody knows
+    here[:] = np.where((here != 0) & (said != 0), UNKNOWN, here + said)   # two at once: not known
 
 # %% ../../nbs/27_sound_corpus.ipynb #9ffc7d56
 def _add_events(layer, kind, mode, rng):

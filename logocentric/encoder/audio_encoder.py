@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+
+# %% ../../nbs/44_audio_encoder.ipynb #ce22e370
 from ..core import LogocentricError, config_hash, read_json, shipped_path, write_json
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import as_audio, load_audio
@@ -161,8 +163,8 @@ def _in_batches(audio, model, batch_size=16): return torch.cat([model(part) for 
 
 # %% ../../nbs/44_audio_encoder.ipynb #3f3b6b0d
 def _timestamps(model, columns, samples, device): # ms
-    step, end = 1000*model.logmel.config.hop_length/model.sample_rate, 1000*samples/model.sample_rate  # ms
-    middle = (torch.arange(columns, device=device) + .5)*model.patch_frames - .5                       # frames
+    step, end = (1000*n/model.sample_rate for n in (model.logmel.config.hop_length, samples))
+    middle = (torch.arange(columns, device=device) + .5)*model.patch_frames - .5  # frames
     return (middle*step)[:max(1, int((middle*step <= end).sum()))].clamp(max=end)
 
 # %% ../../nbs/44_audio_encoder.ipynb #7250fb18

@@ -14,6 +14,8 @@ import numpy as np, torch
 from einops import rearrange
 from fastcore.basics import chunked
 from torch import Tensor
+
+# %% ../../nbs/42_features.ipynb #ad2667af
 from ..core import LogocentricError
 from ..cache import progress
 from ..audio.frontend import FrontendConfig, LogMel
@@ -142,7 +144,7 @@ def _batches(lengths, most, batch_size): # longest first
     return [[i] for i in long] + list(chunked(order[len(long):], batch_size))
 
 # %% ../../nbs/42_features.ipynb #89d61652
-def _padded(encoder, frontend, clips): # normalised log-mels and mask, on the encoder's device
+def _padded(encoder, frontend, clips):
     policy = LengthPolicy(patch_frames=encoder.config.patch_frames)
     logmels = [_logmel(clip, encoder.config.n_mels) for clip in clips]
     logmel, mask = policy.batch(logmels, frontend.config.silence)

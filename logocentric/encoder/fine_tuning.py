@@ -17,6 +17,8 @@ from fastcore.basics import patch
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
+
+# %% ../../nbs/47_fine_tuning.ipynb #9cd1cde1
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import LengthPolicy
 from ..core import best_device

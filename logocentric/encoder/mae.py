@@ -15,6 +15,8 @@ import numpy as np, torch, torch.nn.functional as F
 from einops import rearrange, repeat
 from fastcore.basics import patch
 from torch import Tensor, nn
+
+# %% ../../nbs/40_mae.ipynb #ddc44075
 from transformers import PretrainedConfig, PreTrainedModel, initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
@@ -38,7 +40,7 @@ def patchify(
     logmel: Tensor, # (b, frames, mels)
     patch_mels: int = 16, # height of a patch
     patch_frames: int = 16, # width of a patch
-) -> Tensor: # (b, patches, patch_mels*patch_frames), frequency-major
+) -> Tensor: # (b, n, patch_mels*patch_frames), frequency-major
     "Cut log-mels into a sequence of flat patches."
     return rearrange(logmel, 'b (w pf) (h pm) -> b (h w) (pm pf)', pm=patch_mels, pf=patch_frames)
 
@@ -185,8 +187,8 @@ def _check_choices(config):
 
 # %% ../../nbs/40_mae.ipynb #fbccb356
 def _check_sizes(c):
-    if c.n_mels % c.patch_mels: raise ValueError(f'n_mels={c.n_mels} is no multiple of patch_mels={c.patch_mels}')
-    if c.hidden_size % 4 or c.decoder_hidden_size % 4: raise ValueError('positions need sizes that are multiples of 4')
+    if c.n_mels % c.patch_mels: raise ValueError(f'n_mels={c.n_mels}: no multiple of patch_mels={c.patch_mels}')
+    if c.hidden_size % 4 or c.decoder_hidden_size % 4: raise ValueError('hidden sizes are multiples of 4')
     if not 0 <= c.mask_ratio < 1: raise ValueError(f'mask_ratio={c.mask_ratio} is not in [0, 1)')
 
 # %% ../../nbs/40_mae.ipynb #424f9db6
@@ -196,19 +198,25 @@ def __post_init__(self: MAEConfig, **kwargs):
     PretrainedConfig.__post_init__(self, **kwargs)
     _check_sizes(self); _check_choices(self)
 
+# %% ../../nbs/40_mae.ipynb #0346dfe1
+PRESETS = dict(tiny=dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+    decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=4))
+
 # %% ../../nbs/40_mae.ipynb #e9cac309
-PRESETS = dict(
-    tiny=dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-              decoder_hidden_size=64, decoder_num_hidden_layers=1, decoder_num_attention_heads=4),
-    mini=dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_frames=32,
-              decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3))
+PRESETS['mini'] = dict(
+    hidden_size=128, num_hidden_layers=4, num_attention_heads=4, patch_frames=32,
+    decoder_hidden_size=96, decoder_num_hidden_layers=2, decoder_num_attention_heads=3)
 
 # %% ../../nbs/40_mae.ipynb #f03eb6bd
-PRESETS |= dict(
-    small=dict(hidden_size=192, num_hidden_layers=6, num_attention_heads=3, patch_frames=8,
-               decoder_hidden_size=96, decoder_num_hidden_layers=1, decoder_num_attention_heads=3),
-    base=dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-              decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_num_attention_heads=6))
+PRESETS['small'] = dict(
+    hidden_size=192, num_hidden_layers=6, num_attention_heads=3, patch_frames=8,
+    decoder_hidden_size=96, decoder_num_hidden_layers=1, decoder_num_attention_heads=3)
+
+# %% ../../nbs/40_mae.ipynb #467a3d55
+PRESETS['base'] = dict(
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    decoder_hidden_size=384, decoder_num_hidden_layers=4, decoder_num_attention_heads=6)
 
 # %% ../../nbs/40_mae.ipynb #d8188ef9
 @patch(cls_method=True)
@@ -265,7 +273,7 @@ def forward(self: MLP, x): return self.fc2(F.gelu(self.fc1(x)))
 # %% ../../nbs/40_mae.ipynb #38918deb
 class Block(GradientCheckpointingLayer):
     "A pre-norm ViT block."
-    def __init__(self, dim: int, heads: int, mlp_ratio: int = 4, eps: float = 1e-6):
+    def __init__(self, dim: int, heads: int, mlp_ratio=4, eps=1e-6):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(dim, eps=eps), Attention(dim, heads)
         self.norm2, self.mlp = nn.LayerNorm(dim, eps=eps), MLP(dim, mlp_ratio*dim)
@@ -311,10 +319,10 @@ class MAEEncoder(MAEPreTrainedModel):
         self.post_init()
 
 # %% ../../nbs/40_mae.ipynb #0330e1a1
-def _complete(logmel, frame_mask, patch_frames): # frames are added until a whole number of patches is full
+def _complete(logmel, frame_mask, patch_frames):
     missing = -logmel.shape[1] % patch_frames
     if not missing: return logmel, frame_mask
-    if frame_mask is None: frame_mask = torch.ones(logmel.shape[:2], dtype=torch.bool, device=logmel.device)
+    if frame_mask is None: frame_mask = logmel.new_ones(logmel.shape[:2], dtype=torch.bool)
     return F.pad(logmel, (0, 0, 0, missing)), F.pad(frame_mask, (0, missing))
 
 # %% ../../nbs/40_mae.ipynb #b94ba38a
@@ -445,7 +453,7 @@ def masked_mse(
     target: Tensor, # (b, n, cells)
     weight: Tensor, # (b, n, cells or 1)
 ) -> Tensor:
-    "Mean squared error over the cells with weight 1."
+    "Mean squared error where the weight is 1."
     cells = weight.sum()*(target.shape[-1]//weight.shape[-1])
     return ((prediction.float() - target).square()*weight).sum()/cells.clamp(min=1)
 
@@ -462,10 +470,11 @@ def per_patch_normalise(
 def target(
     self: MAEModel,
     logmel: Tensor, # (b, w*patch_frames, mels), prepared
-) -> Tensor: # (b, patches, cells) float32
+) -> Tensor: # (b, n, cells) float32
     "What the prediction is compared with."
-    patches = patchify(logmel.float(), self.config.patch_mels, self.config.patch_frames)
-    return per_patch_normalise(patches) if self.config.target == 'per_patch' else patches
+    c = self.config
+    x = patchify(logmel.float(), c.patch_mels, c.patch_frames)
+    return per_patch_normalise(x) if c.target == 'per_patch' else x
 
 # %% ../../nbs/40_mae.ipynb #8c83b742
 @patch

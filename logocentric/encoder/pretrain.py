@@ -63,10 +63,9 @@ SLOWEST, FASTEST = .8, 1.25   # how a sound may be played
 # %% ../../nbs/48_pretrain.ipynb #e96a5d35
 def _check_crops(music, frames, of):
     if of not in ('all', 'music', 'sounds'): raise LogocentricError(f"of is 'all', 'music' or 'sounds', not {of!r}")
-    length = music.features.shape[1]
-    most = int(length/FASTEST)
-    if 0 < frames <= most: return
-    raise LogocentricError(f'a crop of clips of {length} frames has 1 to {most} frames, not {frames}')
+    n = music.features.shape[1]
+    most = int(n/FASTEST)
+    if not 0 < frames <= most: raise LogocentricError(f'a crop of {n} frames has 1 to {most}, not {frames}')
 
 # %% ../../nbs/48_pretrain.ipynb #dcd67bc6
 class PretrainingClips:
@@ -201,9 +200,9 @@ def visible_frame_embeddings(
     grid: Tensor, # (b, rows, cols, dim)
     seen: Tensor, # (b, rows, cols, 1)
 ) -> Tensor: # (b, cols, rows*dim)
-    "Columns of patches with the rows stacked, scaled up for the rows that are hidden."
-    share = reduce(seen, 'b h w 1 -> b w 1', 'mean').clamp(min=1/grid.shape[1])
-    return rearrange(grid, 'b h w d -> b w (h d)')/share
+    "The rows of each column stacked, scaled up for hidden ones."
+    share = reduce(seen, 'b h w 1 -> b w 1', 'mean')
+    return rearrange(grid, 'b h w d -> b w (h d)')/share.clamp(min=1/grid.shape[1])
 
 # %% ../../nbs/48_pretrain.ipynb #56b36ef7
 def phones_in_columns(
@@ -261,7 +260,7 @@ class PretrainerOutput(ModelOutput):
 
 # %% ../../nbs/48_pretrain.ipynb #1de43d74
 @patch
-def _encode_visible(self: Pretrainer, logmel): # prepared log-mel, output for visible patches, hidden, rank
+def _encode_visible(self: Pretrainer, logmel):
     ratios = self.objective.mask_ratios
     ratio = ratios[int(torch.randint(len(ratios), ()))]
     logmel, _, _, (keep, hidden, rank) = self.mae.mask(logmel, mask_ratio=ratio)
@@ -300,16 +299,20 @@ def _same_job(folder, job):
 
 # %% ../../nbs/48_pretrain.ipynb #addca161
 def _job(music, sounds, frontend, encoder, objective, frames, of):
-    shape = {k: v for k, v in encoder.to_diff_dict().items() if k != 'transformers_version'}
-    return dict(objective=objective.to_dict(), of=of, frames=frames, encoder=shape, frontend=frontend.to_dict(),
+    c = encoder.to_diff_dict()
+    c.pop('transformers_version', None)
+    return dict(objective=objective.to_dict(), of=of, frames=frames, encoder=c, frontend=frontend.to_dict(),
                 corpora=[read_json(c.folder/'corpus.json') for c in (music, sounds)])
 
 # %% ../../nbs/48_pretrain.ipynb #a519d584
-def _write_history(folder, history, config, objective, passes):
+def _this_machine():
     about = Record('pretrain', {}, {})
-    machine = f'{about.machine}, {torch.get_num_threads()} thread(s)'
+    return dict(machine=f'{about.machine}, {torch.get_num_threads()} thread(s)', versions=about.versions)
+
+# %% ../../nbs/48_pretrain.ipynb #2baf0d08
+def _write_history(folder, history, config, objective, passes):
     learned = dict(passes=passes, objective=objective.to_dict(), mixed_precision=config.mixed_precision)
-    write_json(folder/'history.json', dict(asdict(history), **learned, machine=machine, versions=about.versions))
+    write_json(folder/'history.json', asdict(history) | learned | _this_machine())
 
 # %% ../../nbs/48_pretrain.ipynb #b0ca4ada
 def _for_pretraining(encoder, frontend, objective, frames): # the configuration, with what follows from the rest

@@ -37,7 +37,10 @@ def _pipeline(model): return Pipeline([('scale', StandardScaler()), ('model', mo
 # %% ../../nbs/46_probe.ipynb #f6d1f155
 PROBES = dict(
     logistic=(_pipeline(LogisticRegression(max_iter=300)), dict(model__C=[1e-3, 1e-2, .1, 1.])),
-    svm=(_pipeline(LinearSVC(dual=True, tol=.01, max_iter=100)), dict(model__C=[1e-4, 1e-3, 1e-2])),
+    svm=(_pipeline(LinearSVC(dual=True, tol=.01, max_iter=100)), dict(model__C=[1e-4, 1e-3, 1e-2])))
+
+# %% ../../nbs/46_probe.ipynb #3866cca5
+PROBES |= dict(
     mlp=(_pipeline(MLPClassifier((128,), max_iter=60)), dict(model__alpha=[10., 1., .01])),
     knn=(_pipeline(KNeighborsClassifier(metric='cosine')), dict(model__n_neighbors=[9, 5, 3, 1])))
 

@@ -14,6 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+
+# %% ../../nbs/45_probe_tasks.ipynb #09bf8d86
 from ..core import LogocentricError
 from ..cache import progress
 from ..audio.frontend import FrontendConfig, LogMel
@@ -223,11 +225,11 @@ def _vary(speaker, rng, accent):
                    tilt=speaker.tilt + rng.normal(0, 2), rate=speaker.rate*2**rng.normal(0, .25), accent=accent)
 
 # %% ../../nbs/45_probe_tasks.ipynb #127ca06b
-def _words_of_a_speaker(words, rng, takes): # (wave, number of the word) of each take
+def _spoken(words, rng, takes):
     speaker, slope, accent = random_speaker(rng), rng.uniform(-6, 6), tuple(rng.normal(0, .15, 3))
     for number in np.repeat(np.arange(len(words)), takes):
-        spoken = speak([words[number]], _vary(speaker, rng, accent), rng, gap=.02)
-        yield _narrow(spoken.wave, rng, slope), number
+        speech = speak([words[number]], _vary(speaker, rng, accent), rng, gap=.02)
+        yield _narrow(speech.wave, rng, slope), number
 
 # %% ../../nbs/45_probe_tasks.ipynb #8e2d422d
 def made_up_words(
@@ -240,6 +242,6 @@ def made_up_words(
     rng, mel = np.random.default_rng([seed, 777]), LogMel(frontend)
     words = [random_word(rng, 1) for _ in range(10)]
     rows = [(mel(torch.from_numpy(wave)).half().numpy(), f'word {number}', fold)
-            for fold in range(speakers) for wave, number in _words_of_a_speaker(words, rng, takes)]
+            for fold in range(speakers) for wave, number in _spoken(words, rng, takes)]
     clips, labels, folds = zip(*rows)
     return ProbeTask('made-up words', list(clips), np.array(labels), np.array(folds), development=True)

@@ -16,6 +16,8 @@ from einops import rearrange
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import initialization as init
+
+# %% ../../nbs/43_published.ipynb #0b1270bc
 from ..core import LogocentricError
 from ..audio.frontend import FrontendConfig
 from ..audio.decoding import LengthPolicy
@@ -53,14 +55,18 @@ def _make_positions(self: PublishedEncoder):
 
 # %% ../../nbs/43_published.ipynb #4608193c
 @patch
+def _init_positions(self: PublishedEncoder):
+    c = self.config
+    if c.cls_token: init.normal_(self.cls_token, std=.02)
+    if c.position_grid is None: return
+    table = sincos_positions(*c.position_grid, c.hidden_size, self.position_table.device)
+    init.copy_(self.position_table, F.pad(table, (0, 0, int(c.cls_token), 0)))
+
+# %% ../../nbs/43_published.ipynb #83565b94
+@patch
 def _init_weights(self: PublishedEncoder, module):
     MAEPreTrainedModel._init_weights(self, module)
-    if not isinstance(module, PublishedEncoder): return
-    c = module.config
-    if c.cls_token: init.normal_(module.cls_token, std=.02)
-    if c.position_grid is None: return
-    table = sincos_positions(*c.position_grid, c.hidden_size, module.position_table.device)
-    init.copy_(module.position_table, F.pad(table, (0, 0, int(c.cls_token), 0)))
+    if isinstance(module, PublishedEncoder): module._init_positions()
 
 # %% ../../nbs/43_published.ipynb #43f89319
 @patch(as_prop=True)
@@ -100,12 +106,14 @@ def _load(path: Path):
         raise LogocentricError(f'{path}: truncated or damaged, or no checkpoint at all') from e
 
 # %% ../../nbs/43_published.ipynb #5f1f23d3
+_FOREIGN = ('holds more than weights ({}), and opening such a file may run foreign code. Where you trust it, load it '
+            "yourself with torch.load(path, weights_only=False)['model'] and hand in the dict")
+
+# %% ../../nbs/43_published.ipynb #001ca980
 def _refusal(message):
     found = re.search(r'(?:GLOBAL |class )([\w.]+)', message)
     if not found: return 'no checkpoint that torch can read'
-    return (f'holds more than weights ({found[1]}), and opening such a file may run foreign code. '
-            'Where you trust it, load it yourself '
-            "with torch.load(path, weights_only=False)['model'] and hand in the dict")
+    return _FOREIGN.format(found[1])
 
 # %% ../../nbs/43_published.ipynb #48b554ab
 def read_checkpoint(
@@ -145,11 +153,14 @@ IGNORED = ('decoder_', 'target_', 'mask_token', 'head.')
 _PAIRS = ['norm1', 'norm2', 'attn.proj', 'mlp.fc1', 'mlp.fc2']  # each with weight and bias
 
 # %% ../../nbs/43_published.ipynb #3b1c723c
-def _encoder_names(kind, depth):
+def _block_names(kind):
     biases = ['attn.q_bias', 'attn.v_bias'] if kind == 'msm-mae' else ['attn.qkv.bias']
-    block = [f'{n}.{end}' for n in _PAIRS for end in ('weight', 'bias')] + ['attn.qkv.weight', *biases]
+    return [f'{n}.{end}' for n in _PAIRS for end in ('weight', 'bias')] + ['attn.qkv.weight', *biases]
+
+# %% ../../nbs/43_published.ipynb #41710125
+def _encoder_names(kind, depth):
     outside = ['pos_embed', 'patch_embed.proj.weight', 'patch_embed.proj.bias', 'norm.weight', 'norm.bias']
-    return {*outside, *(f'blocks.{i}.{n}' for i in range(depth) for n in block)}
+    return {*outside, *(f'blocks.{i}.{n}' for i in range(depth) for n in _block_names(kind))}
 
 # %% ../../nbs/43_published.ipynb #2bcf5660
 def _depth(names): return 1 + max((int(m[1]) for n in names if (m := re.match(r'blocks\.(\d+)\.', n))), default=-1)
@@ -173,10 +184,13 @@ def _fused_bias(weights, block):
     return torch.cat([q, torch.zeros_like(v), v])                            # (3*dim,)
 
 # %% ../../nbs/43_published.ipynb #bd9cc25e
+def _patch_embedding(weights):
+    kernel, bias = (weights[f'patch_embed.proj.{end}'] for end in ('weight', 'bias'))
+    return {'patch_embed.weight': rearrange(kernel, 'd 1 pm pf -> d (pm pf)'), 'patch_embed.bias': bias}
+
+# %% ../../nbs/43_published.ipynb #efd05c71
 def _outside_blocks(weights): # our names: tensors
-    ours = {n: weights[n] for n in ('norm.weight', 'norm.bias')}
-    ours['patch_embed.bias'] = weights['patch_embed.proj.bias']
-    ours['patch_embed.weight'] = rearrange(weights['patch_embed.proj.weight'], 'd 1 pm pf -> d (pm pf)')
+    ours = _patch_embedding(weights) | {n: weights[n] for n in ('norm.weight', 'norm.bias')}
     ours['position_table'] = rearrange(weights['pos_embed'], '1 n d -> n d')
     if 'cls_token' in weights: ours['cls_token'] = weights['cls_token']
     return ours
@@ -209,11 +223,11 @@ def _check_dims(weights):
                                'not (64 x heads, 1, a divisor of 80, frames)')
 
 # %% ../../nbs/43_published.ipynb #cd296e4e
-def _sizes(weights): # fields of `MAEConfig`
-    _check_dims(weights)
-    dim, _, patch_mels, patch_frames = weights['patch_embed.proj.weight'].shape
-    return dict(patch_mels=patch_mels, patch_frames=patch_frames, hidden_size=dim, num_attention_heads=dim//64,
-                num_hidden_layers=_depth(weights), mlp_ratio=len(weights['blocks.0.mlp.fc1.weight'])//dim)
+def _sizes(weights): # for `MAEConfig`
+    dim, _, height, width = weights['patch_embed.proj.weight'].shape
+    hidden = len(weights['blocks.0.mlp.fc1.weight'])
+    return dict(patch_mels=height, patch_frames=width, hidden_size=dim, mlp_ratio=hidden//dim,
+                num_hidden_layers=_depth(weights), num_attention_heads=dim//64)
 
 # %% ../../nbs/43_published.ipynb #f244ff7b
 def published_config(
@@ -221,6 +235,7 @@ def published_config(
     frontend: FrontendConfig, # settings of the log-mel, with mean and deviation
 ) -> MAEConfig:
     "The configuration of our encoder that these weights fit."
+    _check_dims(weights)
     sizes = _sizes(weights)
     grid = _grid(weights, sizes['patch_mels'], frontend.n_mels)
     return MAEConfig(n_mels=frontend.n_mels, cls_token='cls_token' in weights, position_grid=grid,
@@ -252,12 +267,16 @@ def published_frontend(
     return FrontendConfig(mean=mean, std=std)
 
 # %% ../../nbs/43_published.ipynb #babb6aba
-def _filled(config, weights):
-    with torch.device('meta'): encoder = PublishedEncoder(config)
+def _check_shapes(encoder, weights):
     shapes = {n: tuple(w.shape) for n, w in encoder.state_dict().items()}
     wrong = [f'{n} {tuple(w.shape)} instead of {shapes[n]}'
              for n, w in weights.items() if tuple(w.shape) != shapes[n]]
     if wrong: raise LogocentricError(f'wrong shapes: {_some(wrong)}')
+
+# %% ../../nbs/43_published.ipynb #a0f4b735
+def _filled(config, weights):
+    with torch.device('meta'): encoder = PublishedEncoder(config)
+    _check_shapes(encoder, weights)
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval()
 

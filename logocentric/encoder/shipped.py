@@ -59,9 +59,9 @@ def recipe_corpora(
             music(r.held_out, r.music_seed + 1), sounds(r.held_out, r.sounds_seed + 1))
 
 # %% ../../nbs/49_shipped.ipynb #b2f539ce
-def _train_config(recipe, mixed_precision):
-    return TrainConfig(steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr, warmup=.02, seed=recipe.seed,
-                       eval_every=max(1, recipe.steps//12), checkpoint_every=min(250, recipe.steps),
+def _train_config(r, mixed_precision): # r: a `Recipe`
+    every = dict(eval_every=max(1, r.steps//12), checkpoint_every=min(250, r.steps))
+    return TrainConfig(steps=r.steps, batch_size=r.batch_size, lr=r.lr, warmup=.02, seed=r.seed, **every,
                        mixed_precision=mixed_precision, keep='last').per_process()
 
 # %% ../../nbs/49_shipped.ipynb #e7694b3c
@@ -140,13 +140,15 @@ def _table_row(task, row, chance):
             f"{min(random):.3f}–{max(random):.3f} | {with_interval(ours)} |")
 
 # %% ../../nbs/49_shipped.ipynb #3c3b4228
+_TABLE_HEAD = ['| task | N | chance | log-mel statistics | random weights | the encoder |', '|---|---|---|---|---|---|']
+
+# %% ../../nbs/49_shipped.ipynb #141259fb
 def accuracy_table(
     record: Record # of the experiment `probe_ear`
 ) -> str: # a table in Markdown
-    "Accuracies of an encoder and of two baselines, random weights and log-mel statistics."
-    head = ['| task | N | chance | log-mel statistics | random weights | the encoder |', '|---|---|---|---|---|---|']
+    "Accuracies of an encoder and of two baselines."
     rows = record.metrics['accuracy'].items()
-    return '\n'.join(head + [_table_row(task, row, record.metrics['chance'][task]) for task, row in rows])
+    return '\n'.join(_TABLE_HEAD + [_table_row(task, row, record.metrics['chance'][task]) for task, row in rows])
 
 # %% ../../nbs/49_shipped.ipynb #68d57dae
 def _with_thirds(record):

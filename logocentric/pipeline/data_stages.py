@@ -24,7 +24,7 @@ from ..data.mixtures import Mixtures, build_mixtures
 from ..data.sound_corpus import SoundCorpus, build_sounds
 from ..encoder.mae import MAEConfig
 from .scales import Setup
-from .sources import GENRE_TESTS, PARTS, Sources
+from .sources import GENRE_ROWS, GENRE_TESTS, PARTS, Sources
 from .stage import Given, Stage
 from ..reasoner.knowledge import Sentence, knowledge, train_tokenizer
 
@@ -131,11 +131,14 @@ class Asked:
     clips: Stage
 
     @property
-    def column(self) -> str: return 'fma' if self.name.startswith('fma') else 'gtzan'
+    def column(self) -> str:
+        "The column of a rendered table that has the labels."
+        return self.name in RENDERED and RENDERED[self.name].labels or 'gtzan'
+
     @property
     def labels(self) -> list[str]:
         "The label words."
-        return list(LABELS[self.column])
+        return list(GENRE_ROWS[self.name].labels if self.name in GENRE_ROWS else LABELS[self.column])
 
 # %% ../../nbs/73_data_stages.ipynb #7fc1cb1d
 from fastcore.basics import patch

@@ -25,7 +25,7 @@ from ..reasoner.training import REASONER_SIZES, ReasonerSize, train_reasoner
 @dataclass(frozen=True)
 class TrainedReasoner(Stage):
     "A reasoner that learned from sentences of music knowledge."
-    kind, code, together, seconds = 'reasoner', ('reasoner.training',), True, 600.
+    kind, code, together, seconds = 'reasoner', ('reasoner.knowledge', 'reasoner.training'), True, 600.
     name: str             # of its size
     size: ReasonerSize
     tokenizer: Stage
@@ -76,7 +76,7 @@ class LabelQuestion:
 @dataclass(frozen=True)
 class LabelScores(Stage):
     "What a reasoner scores for each label, for every description."
-    kind, code, seconds = 'scores', ('reasoner.scoring', 'reasoner.model'), 5.
+    kind, code, seconds = 'scores', ('reasoner.labels', 'reasoner.scoring', 'reasoner.model'), 5.
     descriptions: Stage | tuple # of texts, or of several texts each
     question: LabelQuestion
     reasoner: Stage
@@ -123,7 +123,7 @@ def ask(setup: Setup, task: Task,
 @dataclass(frozen=True)
 class LabelPrior(Stage):
     "What a reasoner scores for each label where the description is blank."
-    kind, code = 'prior', ('reasoner.scoring', 'reasoner.model')
+    kind, code = 'prior', ('reasoner.labels', 'reasoner.scoring', 'reasoner.model')
     question: LabelQuestion
     reasoner: Stage
     rule: str = 'sum'

@@ -34,6 +34,8 @@ def published(table: str # e.g. `Table 1`
     return rows[rows.table == table]
 
 # %% ../../nbs/81_report.ipynb #9fc4a9c1
+_PAPER_SETS = dict(gtzan='GTZAN', fma='FMA small') # how names of our test sets begin → the paper's data
+
 def _paper_place(name, row, rows):
     if not name.startswith('table1'): return 'Table 2', -1 if row['pairs'] == rows[-1]['pairs'] else 0
     return 'Table 1', {rows[0]['reasoner']: 0, rows[-1]['reasoner']: -1}.get(row['reasoner'])
@@ -42,7 +44,7 @@ def paper_number(name: str, row: dict, rows: list[dict]) -> str:
     "The paper's number that asks the same question as one of our rows, or a dash."
     table, place = _paper_place(name, row, rows)
     found = published(table)
-    found = found[found.data == ('FMA small' if row['test'].startswith('fma') else 'GTZAN')]
+    found = found[found.data == next((data for begins, data in _PAPER_SETS.items() if row['test'].startswith(begins)), '')]
     if place is None or found.empty: return '–'
     paper = found.iloc[place]
     pairs = f", {paper['pairs']} pairs" if isinstance(paper['pairs'], str) else ''

@@ -18,7 +18,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from ..audio.frontend import FrontendConfig
-from ..captioner.model import Captioner, encode_clips, gpt2_config, load_gpt2
+from ..captioner.model import Captioner, gpt2_config, load_gpt2
+from ..captioner.training_data import encode_clips
 from ..core import LogocentricError, best_device, cache_path, code_hash, config_hash, read_json, set_seed
 from ..cache import progress, save_on_main_process
 from ..data.clips import Clips, build_clips
@@ -27,6 +28,7 @@ from ..data.manifests import Manifest
 from ..data.datasets import read_dataset
 from ..data.tables import read_table
 from ..encoder.mae import MASKING, MAEConfig, MAEEncoder
+from .captioner_stages import CAPTIONER_CODE
 from .data_stages import Frontend, PretrainedModel, PretrainedTokenizer, RenderedMixtures
 from .encoder_stages import Architecture, MaskedAutoencoder, ShippedEncoder
 from .scales import SCALES, Setup, TaggingScale
@@ -105,7 +107,7 @@ def split_names(manifest: Manifest, split: str) -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _tagged_clips(data: str, folder: str, skip: str, names: tuple[str, ...]) -> Clips:
     manifest = _manifest(data, folder, skip)
-    key = config_hash(dict(root=str(manifest.root), set=data, splits=list(names), code=code_hash('data.clips', 'audio.frontend')))
+    key = config_hash(dict(root=str(manifest.root), set=data, splits=list(names), code=code_hash('data.clipset', 'data.clips', 'audio.decoding', 'audio.frontend')))
     place, part = cache_path('clips', key), manifest.take(*names)
     if (done := place/'clips.json').exists() and read_json(done)['manifest']['hash'] != part.hash: # another list than last time
         place = place.with_name(f'{place.name}-{part.hash}')
@@ -275,7 +277,7 @@ def pooled_features(model: Captioner | SigmoidTagger, clips: ClipSet, rows, desc
 @dataclass(frozen=True)
 class TagFeatures(Stage):
     "Pooled features of all clips, by a frozen encoder."
-    kind, code, seconds = 'features', ('captioner.model', 'captioner.bridges', 'encoder.mae'), 60.
+    kind, code, seconds = 'features', (*CAPTIONER_CODE, 'encoder.mae', 'encoder.features'), 60.
     clips: Stage
     encoder: Stage
     bridge: dict      # fields of `CaptionerConfig`
@@ -324,7 +326,7 @@ def untrained(self: TagRecipe, tags: TagVocabulary, # what it will say
     return model.calibrate(torch.from_numpy(first).split(64), texts)
 
 # %% ../../nbs/77_tagging_stages.ipynb #b297de6c
-MODEL_CODE = ('captioner.model', 'captioner.bridges', 'reasoner.tagging', 'encoder.mae')
+MODEL_CODE = (*CAPTIONER_CODE, 'reasoner.tagging', 'encoder.mae', 'encoder.features')
 
 @dataclass(frozen=True)
 class TrainedTagger(Stage):
@@ -385,7 +387,7 @@ def trained_classifier(setup: TaggingSetup) -> TrainedClassifier:
 @dataclass(frozen=True)
 class TagScoring(Stage):
     "Scores of every label for every clip of a split, by a captioner that says tags."
-    kind, code, seconds = 'tag-scores', ('reasoner.tagging', 'reasoner.scoring', 'reasoner.model'), 60.
+    kind, code, seconds = 'tag-scores', ('reasoner.tagging', 'reasoner.labels', 'reasoner.scoring'), 60.
     tagger: TrainedTagger
     split: TagSplit
     samples: int

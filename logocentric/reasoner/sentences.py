@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/67_sentences.ipynb #17390744
 def mean_pool(states: torch.Tensor, # (texts, tokens, dim)
-              mask: torch.Tensor    # (texts, tokens), 1 for a real token
+              mask: torch.Tensor    # (texts, tokens), 1 where real
              ) -> torch.Tensor:     # (texts, dim)
     "Mean over the real tokens of each text, of unit length."
     real = mask[..., None].to(states.dtype)

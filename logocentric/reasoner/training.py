@@ -199,7 +199,7 @@ def train_reasoner(size: str | ReasonerSize,         # a name in `REASONER_SIZES
                    steps: int | None = None,         # by default the size's own
                    seed: int = 0,
                    progress: bool = True) -> tuple[Reasoner, History]:
-    "Train an offline reasoner on text alone, then freeze it."
+    "Train a reasoner on text alone, then freeze it."
     name, size = (size, REASONER_SIZES[size]) if isinstance(size, str) else ('reasoner', size)
     set_seed(seed)
     model = untrained_reasoner(size, tokenizer)
