@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.audio.decoding import load_audio
-from logocentric.core import LogocentricError, read_json, shared_path
+from logocentric.core import LogocentricError, shared_path
 from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
 from logocentric.data.clipset import ClipSet, Crops, LazyPairs, Part, clip_frames, crop_window, sound_mask
 from logocentric.data.corpus import build_corpus
