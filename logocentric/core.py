@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
-           'shared_path', 'shipped_path', 'model_path', 'set_seed', 'best_device', 'cores', 'bf16_is_faster',
-           'atomic_write', 'write_json', 'read_json', 'Settings', 'config_hash', 'code_hash', 'versions', 'Record',
-           'save_record', 'load_records', 'plot_style']
+           'shared_path', 'demo_path', 'shipped_path', 'model_path', 'set_seed', 'best_device', 'cores',
+           'bf16_is_faster', 'atomic_write', 'write_json', 'read_json', 'Settings', 'config_hash', 'code_hash',
+           'versions', 'Record', 'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import ast, hashlib, importlib, json, math, os, platform, random, sys, time, warnings
@@ -69,6 +69,13 @@ def shared_path() -> Path | None:
     "The folder of real recordings beside the checkout, or `None`."
     folder = project_root() and project_root().parent/'shared'
     return folder if folder and folder.is_dir() else None
+
+# %% ../nbs/00_core.ipynb #demo0002
+def demo_path(name: str # such as `piano`
+             ) -> Path | None:
+    "A recording that the book carries along, or `None` where there is no checkout."
+    path = project_root() and project_root()/'data'/'demo'/f'{name}.ogg'
+    return path if path and path.is_file() else None
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
 def shipped_path(kind: str = '' # `captioner`, `reasoner` or `ear`; by default the folder that holds them
