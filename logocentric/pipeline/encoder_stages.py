@@ -9,6 +9,7 @@ __all__ = ['Initial', 'mask_noise', 'mae_losses', 'history', 'MaskedAutoencoder'
 # %% ../../nbs/74_encoder_stages.ipynb #1ba94d6d
 import shutil, torch
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -174,13 +175,16 @@ def multitask_encoder(setup: Setup,
                             crop_frames(setup))
 
 # %% ../../nbs/74_encoder_stages.ipynb #d64d068e
+@lru_cache(maxsize=1)
+def _shipped() -> str: return load_encoder().fingerprint # asked for by every key above it: its weights are read once
+
 @dataclass(frozen=True)
 class ShippedEncoder(Given):
     "The encoder that comes with the package, or random weights of its architecture."
     random: bool = False
 
     @property
-    def key(self): return f'{"random" if self.random else "shipped"}-{load_encoder().fingerprint}'
+    def key(self): return f'{"random" if self.random else "shipped"}-{_shipped()}'
     def folder(self): return shipped_path('ear')
 
 # %% ../../nbs/74_encoder_stages.ipynb #7cd97295
