@@ -23,7 +23,8 @@ from logocentric.data.composition import TEMPO_RANGES
 
 COLUMNS = ['file', 'kind', 'form', 'voice', 'lead', 'instruments', 'drums', 'tempo', 'seconds', 'source']
 VALUES = dict(kind=['music', 'speech', 'other', ''], form=['recording', 'loop', 'note', 'hit', 'sound'],
-              voice=['yes', 'no', ''], lead=[*ATTRIBUTES['lead'], ''], drums=['yes', 'no', ''], tempo=[*TEMPO_RANGES, ''])
+              voice=['yes', 'no', ''], lead=[*ATTRIBUTES['lead'], ''], drums=['yes', 'no', ''],
+              tempo=[*TEMPO_RANGES, ''])
 GUITARS = ['acoustic_guitar', 'clean_guitar', 'distorted_guitar', 'slide_guitar']
 FAMILIES = dict(piano=['piano'], organ=['organ'], guitar=GUITARS, violin=['violin', 'fiddle'], cello=['cello'],
                 strings=['strings'], brass=['trumpet'], trumpet=['trumpet'], saxophone=['saxophone'], flute=['flute'],
@@ -52,7 +53,8 @@ def test_every_row_says_something(table):
 def test_instruments_are_families_of_the_corpus(table):
     assert {i for row in table.instruments for i in row.split()} == set(FAMILIES)
     assert all(len(set(row.split())) == len(row.split()) for row in table.instruments)
-    assert {v for values in FAMILIES.values() for v in values} <= {*ATTRIBUTES['lead'], *ATTRIBUTES['bass'], *ATTRIBUTES['drums']}
+    assert {v for values in FAMILIES.values() for v in values} <= {*ATTRIBUTES['lead'], *ATTRIBUTES['bass'],
+                                                                   *ATTRIBUTES['drums']}
 
 def test_labels_agree_with_each_other(table):
     for row in table.itertuples():
