@@ -19,12 +19,6 @@ import typer
 from .core import LogocentricError, model_path, write_json
 from .cache import is_main
 
-# %% ../nbs/90_cli.ipynb #98550f5a
-def _silence():
-    "Keep bars that are not ours off the screen."
-    from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar()
-
 # %% ../nbs/90_cli.ipynb #845685d7
 app = typer.Typer(help='Say what a recording sounds like, then reason about it in words.', no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -86,6 +80,12 @@ Model = Annotated[Optional[Path], option('Folder of trained models; by default w
 # %% ../nbs/90_cli.ipynb #4065fca9
 Json = Annotated[Optional[str], option("Also write the answers as JSON to this file; '-' prints JSON only.", '--json')]
 Beams = Annotated[int, option('Beams of the search for words; 1 is greedy and quick.', min=1)]
+
+# %% ../nbs/90_cli.ipynb #98550f5a
+def _silence():
+    "Keep bars that are not ours off the screen."
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
 
 # %% ../nbs/90_cli.ipynb #51b0a20d
 def novelty_words(novelty: float # share of training-like clips that lie closer to the training sound

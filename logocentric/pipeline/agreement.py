@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 
-# %% ../../nbs/89_agreement.ipynb #4afc78ac
+# %% ../../nbs/89_agreement.ipynb #31dfb34d
+from ..core import LogocentricError, best_device, read_json, set_seed
 from ..captioner.model import Captioner
 from ..captioner.training_data import Pairs
-from ..core import LogocentricError, best_device, read_json, set_seed
 from ..data.shards import LazyCorpus
 from ..encoder.mae import MAEConfig
 from ..reasoner.knowledge import train_tokenizer

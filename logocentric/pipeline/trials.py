@@ -14,10 +14,10 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import numpy as np, torch
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from ..core import best_device, bf16_is_faster
 from ..captioner.model import Captioner, plain_attention
 from ..captioner.training_data import encode_clips
-from ..core import best_device, bf16_is_faster
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from ..data.styles import LABELS
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
 from ..reasoner.knowledge import knowledge_text, train_tokenizer
