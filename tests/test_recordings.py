@@ -9,7 +9,7 @@ is certain has no row. The signal was used only to doubt a name, and for the tem
   test tones too).
 * `voice`: any human voice, spoken or sung. An animal has none. The label is of the whole file: the song of Karissa
   Hobbs begins without its singer.
-* `lead`: a key of `LEADS`; empty too where that has no word, as for an oboe, a bass or singing with words.
+* `lead`: one of `LEADS`; empty too where that has no word, as for an oboe, a bass or singing with words.
 * `instruments`: keys of `FAMILIES` below, those that are certain; there may be more, except where the note lists all.
 * `drums`: any drum or cymbal. `tempo`: a key of `TEMPO_RANGES`. `seconds`: the length of the file, measured.
 
@@ -17,10 +17,11 @@ Of a recording in two encodings (librosa's `.ogg` and `.hq.ogg`) the plain `.ogg
 """
 import pandas as pd, pytest, soundfile as sf
 from logocentric.core import project_root, shared_path
-from logocentric.data.corpus import BASS, DRUMS, LEADS
 from logocentric.data.composition import TEMPO_RANGES
+from logocentric.data.styles import ATTRIBUTES
 
 COLUMNS = ['file', 'kind', 'form', 'voice', 'lead', 'instruments', 'drums', 'tempo', 'seconds', 'source']
+BASS, DRUMS, LEADS = (ATTRIBUTES[name] for name in ('bass', 'drums', 'lead'))
 VALUES = dict(kind=['music', 'speech', 'other', ''], form=['recording', 'loop', 'note', 'hit', 'sound'],
               voice=['yes', 'no', ''], lead=[*LEADS, ''], drums=['yes', 'no', ''], tempo=[*TEMPO_RANGES, ''])
 GUITARS = ['acoustic_guitar', 'clean_guitar', 'distorted_guitar', 'slide_guitar']
