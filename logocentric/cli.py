@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'SOUND', 'Files', 'Model', 'Json', 'Beams', 'Rule', 'Listen', 'GENRES', 'Labels', 'Prompt', 'Question',
-           'Options', 'SetName', 'DataSet', 'Table', 'Skip', 'SkipList', 'Also', 'Processes', 'Scaled', 'Gpu', 'Count',
-           'Mfu', 'Price', 'Currency', 'Cores', 'Sets', 'Measured', 'OnDisk', 'Parts', 'Recompute', 'RunScale', 'Seed',
-           'SourcesFile', 'EncoderFolder', 'sound_files', 'option', 'novelty_words', 'describe', 'classify', 'ask',
-           'data', 'doctor', 'plan', 'reproduce', 'pretrain', 'main']
+           'Options', 'SetName', 'SoundFolder', 'DataSet', 'Table', 'Skip', 'SkipList', 'Also', 'Processes', 'Scaled',
+           'Gpu', 'Count', 'Mfu', 'Price', 'Currency', 'Cores', 'Sets', 'Measured', 'OnDisk', 'Parts', 'Recompute',
+           'RunScale', 'Seed', 'SourcesFile', 'EncoderFolder', 'Steps', 'MusicClips', 'SoundClips', 'HeldOut',
+           'MaskSeed', 'sound_files', 'option', 'novelty_words', 'describe', 'classify', 'ask', 'data', 'doctor',
+           'plan', 'reproduce', 'pretrain', 'main']
 
 # %% ../nbs/90_cli.ipynb #b53b6646
 import json, os, sys, warnings
@@ -70,14 +71,19 @@ def _finish(rows, json_file, note):
         typer.echo(f'{failed} of {len(rows)} files could not be read; the reasons are above.', err=True)
         raise typer.Exit(1)
 
-# %% ../nbs/90_cli.ipynb #4065fca9
+# %% ../nbs/90_cli.ipynb #a0fc793d
 def option(help: str, *names: str, **more): # names such as `--json`, and settings of `typer.Option`
     "An option of a command with its help."
     return typer.Option(*names, help=help, **more)
 
+# %% ../nbs/90_cli.ipynb #2563f3e8
 Files = Annotated[list[Path], typer.Argument(help='Sound files, or folders of them.', show_default=False)]
+
+# %% ../nbs/90_cli.ipynb #fb043a83
 Model = Annotated[Optional[Path], option('Folder of trained models; by default what `logocentric reproduce` made, '
                                          'or what came with the package.')]
+
+# %% ../nbs/90_cli.ipynb #4065fca9
 Json = Annotated[Optional[str], option("Also write the answers as JSON to this file; '-' prints JSON only.", '--json')]
 Beams = Annotated[int, option('Beams of the search for words; 1 is greedy and quick.', min=1)]
 
@@ -92,14 +98,16 @@ def novelty_words(novelty: float # share of training-like clips that lie closer 
 def _show_novelty(row):
     if row['novelty'] is not None: typer.echo(f"  novelty {row['novelty']:.0%}: {novelty_words(row['novelty'])}")
 
-# %% ../nbs/90_cli.ipynb #97720be0
+# %% ../nbs/90_cli.ipynb #5d55fa17
 def _clock(seconds): return f'{int(seconds)//60}:{seconds % 60:04.1f}'
 
+# %% ../nbs/90_cli.ipynb #295df4a7
 def _show_description(row):
     typer.echo(f"{row['file']}\n  {row['coverage']}")
     for w in row['windows']: typer.echo(f"  {_clock(w['start'])}–{_clock(w['stop'])}  {w['text']}")
     _show_novelty(row)
 
+# %% ../nbs/90_cli.ipynb #97720be0
 def _shown(show, json_file): # nothing is shown where standard output is JSON
     return show if json_file != '-' else lambda row: None
 
@@ -119,7 +127,8 @@ def describe(files: Files, model: Model = None, json_file: Json = None, beams: B
 def _names(answers: str) -> list[str]:
     "The answers in a text with commas."
     names = [n.strip() for n in answers.split(',') if n.strip()]
-    if len(names) < 2: raise LogocentricError(f'{answers!r} leaves no choice: give at least two answers, separated by commas')
+    if len(names) < 2:
+        raise LogocentricError(f'{answers!r} leaves no choice: give at least two answers, separated by commas')
     return names
 
 # %% ../nbs/90_cli.ipynb #27f269f9
@@ -144,7 +153,7 @@ def _load_pair(names, prompt, rule, model): # captioner and reasoner, after the 
     _try(reasoner, names, prompt, rule)
     return Captioner.from_pretrained(model_path('captioner', model)), reasoner
 
-# %% ../nbs/90_cli.ipynb #1b19a2cd
+# %% ../nbs/90_cli.ipynb #48d0f940
 def _answer_one(file, captioner, reasoner, names, prompt, rule, listen, beams):
     "A row: one file described, its description or several sampled ones read in the prompt."
     from logocentric.captioner.describe import describe as describe_file
@@ -153,7 +162,7 @@ def _answer_one(file, captioner, reasoner, names, prompt, rule, listen, beams):
     scores = reasoner.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
     return dict(row, label=scores.idxmax(), scores=scores.to_dict(), answered_from=texts)
 
-# %% ../nbs/90_cli.ipynb #3626bbe6
+# %% ../nbs/90_cli.ipynb #59c5ee76
 def _answer(files, prompt, names, rule, listen, model, json_file, beams):
     "Describe each file, read the description in the prompt, show the answers."
     captioner, reasoner = _load_pair(names, prompt, rule, model)
@@ -165,18 +174,24 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams):
         rows = _each(sound_files(files), work, _shown(_show_scores, json_file))
     _finish(rows, json_file, CAVEAT)
 
+# %% ../nbs/90_cli.ipynb #94f3c97c
+Rule = Annotated[str, option("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an "
+                             "answer, 'mean' averages them; 'pmi' and 'calibrated' compare with what the answers get "
+                             'without a description.')]
+
 # %% ../nbs/90_cli.ipynb #e89fadd8
-Rule = Annotated[str, option("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an answer, "
-                             "'mean' averages them; 'pmi' and 'calibrated' compare with what the answers get without a "
-                             'description.')]
 Listen = Annotated[int, option("Sample N descriptions and average their answers, which keeps the captioner's doubt.",
                                min=1, metavar='N')]
 
-# %% ../nbs/90_cli.ipynb #a89ac7da
+# %% ../nbs/90_cli.ipynb #61102647
 GENRES = 'blues,classical,country,disco,hip-hop,jazz,metal,pop,reggae,rock'
 Labels = Annotated[str, option('Labels, separated by commas.')]
-Prompt = Annotated[str, option("A prompt of the paper by name ('tables', 'section2.2'), or your own with {description} in it.")]
 
+# %% ../nbs/90_cli.ipynb #863a1d18
+Prompt = Annotated[str, option("A prompt of the paper by name ('tables', 'section2.2'), "
+                               'or your own with {description} in it.')]
+
+# %% ../nbs/90_cli.ipynb #a89ac7da
 @app.command()
 def classify(files: Files, labels: Labels = GENRES, prompt: Prompt = 'tables', rule: Rule = 'sum', listen: Listen = 1,
              model: Model = None, json_file: Json = None, beams: Beams = 1):
@@ -192,11 +207,14 @@ def _prompt(question: str) -> str:
         f'{question!r} is a file or a folder: the last argument must be the question, in quotation marks')
     return question if '{description}' in question else f'The music feels {{description}}. {question.strip()}'
 
-# %% ../nbs/90_cli.ipynb #46f88abb
+# %% ../nbs/90_cli.ipynb #d33869f2
 _QUESTION = 'A sentence that follows "The music feels {description}.", or a whole prompt with {description} in it.'
 Question = Annotated[str, typer.Argument(help=_QUESTION, show_default=False)]
+
+# %% ../nbs/90_cli.ipynb #6741356e
 Options = Annotated[str, option('Answers to choose from, separated by commas.')]
 
+# %% ../nbs/90_cli.ipynb #46f88abb
 @app.command()
 def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rule = 'sum', listen: Listen = 1,
         model: Model = None, json_file: Json = None, beams: Beams = 1):
@@ -204,18 +222,21 @@ def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rul
     logocentric ask song.mp3 "So its tempo is" --options slow,fast"""
     _answer(files, _prompt(question), _names(options), rule, listen, model, json_file, beams)
 
-# %% ../nbs/90_cli.ipynb #498641b8
+# %% ../nbs/90_cli.ipynb #1406b334
 def _show_set(info):
     typer.echo(f'{info.title} ({info.name})\n  {info.clips}\n  licence: {info.licence}\n  page: {info.page}\n'
                f'  layout checked against: {info.verified}\nexpected folder:')
     for line in info.tree.split('\n'): typer.echo(f'  {line}')
 
-SetName = Annotated[Optional[str], typer.Argument(help='A data set, such as gtzan; by default all are listed.', show_default=False)]
+# %% ../nbs/90_cli.ipynb #498641b8
+_SET = 'A data set, such as gtzan; by default all are listed.'
+SetName = Annotated[Optional[str], typer.Argument(help=_SET, show_default=False)]
 
-# %% ../nbs/90_cli.ipynb #0da2a87a
+# %% ../nbs/90_cli.ipynb #f0bb6184
 @app.command()
 def data(name: SetName = None):
-    "List the published data sets that are read here, or show for one what its folder must look like. Nothing is downloaded."
+    """List the published data sets that are read here, or show for one what its folder must look like.
+    Nothing is downloaded."""
     from logocentric.data.datasets import DATASETS
     if name and name not in DATASETS: raise LogocentricError(f'no data set {name!r}: there are {", ".join(DATASETS)}')
     if name: _show_set(DATASETS[name])
@@ -235,12 +256,13 @@ def _manifest_for(folder, dataset, table, skip):
     else: manifest = read_dataset(dataset, folder) if dataset else find_manifest(folder)
     return manifest.skip(skip) if skip else manifest
 
-# %% ../nbs/90_cli.ipynb #d8ba3ec1
+# %% ../nbs/90_cli.ipynb #6a85df42
 def _check_kinds(also):
     from logocentric.data.doctor import FINDING_KINDS
     if unknown := [k for k in also if k not in FINDING_KINDS]:
         raise LogocentricError(f"no kind of finding {', '.join(unknown)}: there are {', '.join(FINDING_KINDS)}")
 
+# %% ../nbs/90_cli.ipynb #d8ba3ec1
 def _check_lists(skip_list, also):
     "Refuse what cannot be written, before hours are spent."
     from logocentric.data.lists import read_skip_list
@@ -259,19 +281,20 @@ def _unlike_published(manifest) -> str:
     return (f'next: {listed:,} of the {n:,} clips that the publisher counts are listed; '
             f'complete the set, or go on with these: manifest.require({listed})')
 
-# %% ../nbs/90_cli.ipynb #061c75f5
+# %% ../nbs/90_cli.ipynb #502476ff
 def _show_list(found, skip_list, kinds):
     "What was written, and how it is used."
     listed = found.skip_list(kinds)
     typer.echo(f'written: {skip_list} with {len(listed):,} clips; hash without them {found.manifest.skip(listed).hash}')
     typer.echo(f'next: skip={str(skip_list)!r} for a loader, --skip {skip_list} for this command')
 
+# %% ../nbs/90_cli.ipynb #061c75f5
 def _show_set_name(manifest):
     from logocentric.data.datasets import DATASETS
     info, source = DATASETS.get(manifest.name), manifest.source or 'every sound file is a clip'
     typer.echo(f'{info.title}, {info.page}' if info else f'not a published data set: {source}')
 
-# %% ../nbs/90_cli.ipynb #9612194b
+# %% ../nbs/90_cli.ipynb #5d60a49b
 def _show_diagnosis(found, left, skip_list, kinds):
     "Which set it is, what is wrong, what to do next."
     _show_set_name(found.manifest)
@@ -281,25 +304,35 @@ def _show_diagnosis(found, left, skip_list, kinds):
         typer.echo(f'next: --skip-list skip.csv writes down the {len(found.skip_list()):,} clips to leave out, '
                    'for loaders and for --skip')
     judge = left[(left['severity'] == 'problem') & ~left['kind'].isin(kinds)]['kind'].unique()
-    if judge.size: typer.echo(f"for you to judge: {', '.join(judge)}; --also {','.join(judge)} puts them on the skip list")
+    if judge.size:
+        typer.echo(f"for you to judge: {', '.join(judge)}; --also {','.join(judge)} puts them on the skip list")
     if unlike := _unlike_published(found.manifest): typer.echo(unlike)
     elif not len(left): typer.echo('nothing to do')
 
-# %% ../nbs/90_cli.ipynb #6efff285
-DataSet = Annotated[Optional[str], option('Which data set it is (see `logocentric data`); by default it is recognised.')]
-Table = Annotated[Optional[Path], option('A table of your own (.csv, .tsv, .jsonl, .parquet) that names the files of the folder.')]
+# %% ../nbs/90_cli.ipynb #1c2e82de
+_SOUNDS = 'A published data set, or any folder of sound files.'
+SoundFolder = Annotated[Path, typer.Argument(help=_SOUNDS, show_default=False)]
+DataSet = Annotated[Optional[str], option('Which data set it is (see `logocentric data`); '
+                                          'by default it is recognised.')]
+
+# %% ../nbs/90_cli.ipynb #3ef3f66e
+Table = Annotated[Optional[Path], option('A table of your own (.csv, .tsv, .jsonl, .parquet) '
+                                         'that names the files of the folder.')]
 Skip = Annotated[Optional[Path], option('A skip list: its clips are not examined and do not count as problems.')]
-SkipList = Annotated[Optional[Path], option('Write the clips to leave out here (.csv or .json): missing, unreadable, truncated, '
-                                            'silent, and those of --skip.')]
+
+# %% ../nbs/90_cli.ipynb #eefde880
+SkipList = Annotated[Optional[Path], option('Write the clips to leave out here (.csv or .json): missing, unreadable, '
+                                            'truncated, silent, and those of --skip.')]
+
+# %% ../nbs/90_cli.ipynb #6efff285
 Also = Annotated[str, option("Kinds to put on the skip list too, separated by commas, e.g. 'leak,short'.")]
 Processes = Annotated[Optional[int], option('Worker processes; by default one a core.', min=0)]
 
 # %% ../nbs/90_cli.ipynb #6d633ba3
 # long: a command with the help that its user reads
 @app.command()
-def doctor(folder: Annotated[Path, typer.Argument(help='A published data set, or any folder of sound files.', show_default=False)],
-           dataset: DataSet = None, table: Table = None, skip: Skip = None, skip_list: SkipList = None, also: Also = '',
-           json_file: Json = None, processes: Processes = None):
+def doctor(folder: SoundFolder, dataset: DataSet = None, table: Table = None, skip: Skip = None,
+           skip_list: SkipList = None, also: Also = '', json_file: Json = None, processes: Processes = None):
     """Examine every sound file of a folder: what is missing, broken, silent, short, doubled, misplaced.
     No file of yours is changed.
 
@@ -315,7 +348,7 @@ def doctor(folder: Annotated[Path, typer.Argument(help='A published data set, or
     if _write(found.report(), json_file): _show_diagnosis(found, left, skip_list, kinds)
     if len(left): raise typer.Exit(1)
 
-# %% ../nbs/90_cli.ipynb #1d898f2c
+# %% ../nbs/90_cli.ipynb #06dff31d
 def _show_devices():
     "The devices that a plan can be made for."
     from logocentric.pipeline.clocks import DEVICES
@@ -324,6 +357,7 @@ def _show_devices():
                    f'{d.memory/1e9:4.0f} GB  {d.bandwidth/1e12:.2f} TB/s  {d.source}')
     typer.echo('cpu       this machine, measured. Peaks are dense, without sparsity.')
 
+# %% ../nbs/90_cli.ipynb #1d898f2c
 def _scale_of(name, sources): # a scale, and its sizes of Table 3
     from logocentric.pipeline.scales import Setup
     scale = Setup.at(name, sources=str(sources or '')).scale
@@ -340,21 +374,35 @@ def _sets_of(given, sources): # data sets that are named, and those of a file of
     named = filter(None, (s.strip() for s in given.split(',')))
     return tuple(dict.fromkeys([*named, *(name for name in there if name in DATA_SETS)]))
 
-# %% ../nbs/90_cli.ipynb #cc1580a8
+# %% ../nbs/90_cli.ipynb #046a04cb
 Scaled = Annotated[str, option('smoke, mini, gpu or paper.')]
-Gpu = Annotated[str, option("A device such as H100 or RTX4090; 'cpu' is this machine, measured; 'list' shows them all.")]
+
+# %% ../nbs/90_cli.ipynb #4b8ed97a
+Gpu = Annotated[str, option("A device such as H100 or RTX4090; 'cpu' is this machine, measured; "
+                            "'list' shows them all.")]
+
+# %% ../nbs/90_cli.ipynb #45cc4bfd
 Count = Annotated[int, option('Devices.', min=1)]
 Mfu = Annotated[Optional[float], option('Share of the peak that is reached; by default 0.25 on a GPU, an assumption, '
                                         'and as measured on a CPU.')]
+
+# %% ../nbs/90_cli.ipynb #d241fa55
 Price = Annotated[Optional[float], option('Of a device for an hour.')]
 Currency = Annotated[str, option('Of the price.')]
-Cores = Annotated[Optional[int], option('CPU cores that render and read clips; by default those of this machine.', min=1)]
 
-# %% ../nbs/90_cli.ipynb #c434a583
-Sets = Annotated[str, option('Published data sets on disk that are read as well, separated by commas: gtzan, fma_small, esc50.',
-                             '--data')]
+# %% ../nbs/90_cli.ipynb #cc1580a8
+Cores = Annotated[Optional[int], option('CPU cores that render and read clips; by default those of this machine.',
+                                        min=1)]
+
+# %% ../nbs/90_cli.ipynb #f7cbb32e
+Sets = Annotated[str, option('Published data sets on disk that are read as well, separated by commas: '
+                             'gtzan, fma_small, esc50.', '--data')]
+
+# %% ../nbs/90_cli.ipynb #0e36f79c
 Measured = Annotated[Optional[Path], option('A record of the experiment device_check, made on such a device: '
                                             'hours then rest on it.')]
+
+# %% ../nbs/90_cli.ipynb #d65e26c2
 OnDisk = Annotated[Optional[Path], option('The file of sources that `reproduce` will be given.')]
 
 # %% ../nbs/90_cli.ipynb #24cef985
@@ -362,8 +410,8 @@ OnDisk = Annotated[Optional[Path], option('The file of sources that `reproduce` 
 def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu = None, price: Price = None,
          currency: Currency = 'USD', cores: Cores = None, sets: Sets = '', sources: OnDisk = None,
          measured: Measured = None, json_file: Json = None):
-    """Say what `reproduce` will cost, stage by stage: parameters, operations, memory, disk, hours; and what does not fit.
-    Nothing is started."""
+    """Say what `reproduce` will cost, stage by stage: parameters, operations, memory, disk, hours;
+    and what does not fit. Nothing is started."""
     if gpu == 'list': return _show_devices()
     from transformers.utils import logging
     from logocentric.pipeline.plan import plan as make_plan
@@ -372,16 +420,22 @@ def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu 
     made = make_plan(*sizes, gpu, count, mfu, price, cores, currency, given, measured or '')
     if _write(made.report(), json_file): typer.echo(repr(made))
 
-# %% ../nbs/90_cli.ipynb #69294135
+# %% ../nbs/90_cli.ipynb #cafa106e
 Parts = Annotated[int, option('Take every batch in so many parts, one after the other, where the memory is too small: '
                               'the same steps.', min=1, envvar='LOGOCENTRIC_PARTS')]
-Recompute = Annotated[bool, option('Compute activations twice instead of keeping them: less memory, about a third more time.',
-                                   '--recompute', envvar='LOGOCENTRIC_RECOMPUTE')]
+
+# %% ../nbs/90_cli.ipynb #d797c0ed
+Recompute = Annotated[bool, option('Compute activations twice instead of keeping them: less memory, '
+                                   'about a third more time.', '--recompute', envvar='LOGOCENTRIC_RECOMPUTE')]
+
+# %% ../nbs/90_cli.ipynb #fdf5e2c0
 RunScale = Annotated[str, option('smoke (minutes), mini (an hour or more, no download), gpu (one GPU, no download) '
                                  'or paper (GPUs, Hub).')]
 Seed = Annotated[int, option('Seed of every random choice.')]
-SourcesFile = Annotated[Optional[Path], option('A TOML file that says where your recordings, captions and pretrained models '
-                                               'are; by default all clips are rendered.')]
+
+# %% ../nbs/90_cli.ipynb #69294135
+SourcesFile = Annotated[Optional[Path], option('A TOML file that says where your recordings, captions and pretrained '
+                                               'models are; by default all clips are rendered.')]
 
 # %% ../nbs/90_cli.ipynb #355281fe
 @app.command()
@@ -393,17 +447,20 @@ def reproduce(scale: RunScale = 'mini', seed: Seed = 1, sources: SourcesFile = N
     text = run(scale=scale, seed=seed, sources=str(sources or ''), parts=parts, recompute=recompute)
     if text: typer.echo(text)
 
-# %% ../nbs/90_cli.ipynb #ae83bfee
+# %% ../nbs/90_cli.ipynb #54e119d2
 _FOLDER = 'Where the encoder goes; an unfinished one there is continued.'
 EncoderFolder = Annotated[Path, typer.Argument(help=_FOLDER, show_default=False)]
+Steps = Annotated[int, option('Optimizer steps of 64 crops.', min=1)]
+MusicClips = Annotated[int, option('Clips of rendered music.', min=1)]
+SoundClips = Annotated[int, option('Clips of procedural sound.', min=1)]
+HeldOut = Annotated[int, option('Clips of each for validation.', min=1)]
+MaskSeed = Annotated[int, option('Seed of weights, crops and masks.')]
 
+# %% ../nbs/90_cli.ipynb #ae83bfee
 @app.command()
 def pretrain(folder: EncoderFolder,
-             steps: Annotated[int, option('Optimizer steps of 64 crops.', min=1)] = 10_000,
-             music: Annotated[int, option('Clips of rendered music.', min=1)] = 10_000,
-             sounds: Annotated[int, option('Clips of procedural sound.', min=1)] = 16_000,
-             held_out: Annotated[int, option('Clips of each for validation.', min=1)] = 500,
-             seed: Annotated[int, option('Seed of weights, crops and masks.')] = 0):
+             steps: Steps = 10_000, music: MusicClips = 10_000, sounds: SoundClips = 16_000, held_out: HeldOut = 500,
+             seed: MaskSeed = 0):
     "Make an audio encoder from nothing: render, pre-train, save. It may be interrupted; the same command continues."
     from logocentric.encoder.shipped import Recipe, train_encoder
     _silence()

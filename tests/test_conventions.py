@@ -196,6 +196,26 @@ def test_scripts_for_a_queue_begin_as_scripts(path):
     assert not [b for b in blocks if b.startswith('!/')]
 
 
+# --- the reading path
+
+PLACE = re.compile(r'^\*\*The paper in eight chapters, (\d) of 8\*\*(?: · before: \[(\w+)\]\((\w+)\.ipynb\))?'
+                   r'(?: · next: \[(\w+)\]\((\w+)\.ipynb\))?$', re.M)
+
+def opening(path): return next(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
+
+
+def test_the_paper_in_eight_chapters_is_a_chain():
+    "Each says its place in its opening; the neighbours agree, and the index lists them in this order."
+    places = {p.stem: m.groups() for p in LIBRARY if (m := PLACE.search(opening(p)))}
+    order = sorted(places, key=lambda n: places[n][0])
+    assert [places[n][0] for n in order] == list('12345678') and order == sorted(order)
+    for n, before, after in zip(order, [None, *order], [*order[1:], None]):
+        assert places[n][1:] == (before, before, after, after), n
+    index = '\n'.join(source(c) for c in cells(ROOT/'nbs'/'index.ipynb', 'markdown'))
+    table = index.partition('## The paper in eight chapters')[2].partition('\n## ')[0]
+    assert re.findall(r'^\| \[(\w+)\]\(\1\.ipynb\) \|', table, re.M) == order
+
+
 # --- the library: groups, arrows, walls
 
 @library
@@ -325,7 +345,8 @@ def methods(path):
 
 
 LONG_MODULES = {}  # module -> why it has more than 600 lines
-LARGE_CLASSES = {} # class -> why it has more than 20 methods
+LARGE_CLASSES = {  # class -> why it has more than 20 methods
+    'Captioner': 'eight of them are what `transformers` and the training loop call'}
 
 @modules
 def test_a_module_can_be_held_in_mind(path):
@@ -495,9 +516,11 @@ WEIGHTS = ('.npy', '.bin', '.pt', '.pth')
 def test_soundfonts_sound_and_weights_are_not_committed():
     "But for what ships with the package, and the excerpts that the book carries along."
     tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    demo = [f for f in tracked if f.endswith(SOUND) and f.startswith('data/demo/')]
+    demo = [f for f in tracked if re.fullmatch(r'data/demo/[^/]+\.ogg', f)]
     assert not [f for f in tracked if f.endswith(SOUND + WEIGHTS) and f not in demo]
     assert sum((ROOT/f).stat().st_size for f in demo) <= 1e6
+    listed = (ROOT/'data'/'demo'/'sources.csv').read_text(encoding='utf-8').splitlines()[1:] if demo else []
+    assert {f.removeprefix('data/demo/') for f in demo} == {line.partition(',')[0] for line in listed}
     weights = [f for f in tracked if f.endswith('.safetensors')]
     assert all(f.startswith('logocentric/assets/') for f in weights)
     assert sum((ROOT/f).stat().st_size for f in weights) < 30e6

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['curve_pairs', 'curve_captioner', 'curve', 'curves_without_gpu', 'cpu_curves', 'apart', 'verdict']
 
-# %% ../../nbs/89_agreement.ipynb #d3270495
+# %% ../../nbs/89_agreement.ipynb #f7b4c16f
 import os, subprocess, sys, tempfile
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
+
+# %% ../../nbs/89_agreement.ipynb #4afc78ac
 from ..captioner.model import Captioner
 from ..captioner.training_data import Pairs
 from ..core import LogocentricError, best_device, read_json, set_seed
@@ -19,6 +21,11 @@ from ..reasoner.knowledge import train_tokenizer
 from ..runs import TrainConfig
 from ..training import train
 
+# %% ../../nbs/89_agreement.ipynb #eed4a329
+def _pairs(clips, tokenizer, crop):
+    logmels, texts, ids = ([c[key] for c in clips] for key in ('logmel', 'text', 'id'))
+    return Pairs(logmels, texts, tokenizer, crop=crop, ids=ids)
+
 # %% ../../nbs/89_agreement.ipynb #4c126077
 @lru_cache
 def curve_pairs(clips: int = 64, held_out: int = 16) -> tuple[Pairs, Pairs]:
@@ -26,9 +33,7 @@ def curve_pairs(clips: int = 64, held_out: int = 16) -> tuple[Pairs, Pairs]:
     music = LazyCorpus(clips + held_out, seed=98_000)
     rendered = [music.clip(i) for i in range(clips + held_out)]
     tokenizer = train_tokenizer([c['text'] for c in rendered[:clips]], 600)
-    pairs = lambda part, crop: Pairs([c['logmel'] for c in part], [c['text'] for c in part], tokenizer, crop=crop,
-                                     ids=[c['id'] for c in part])
-    return pairs(rendered[:clips], 256), pairs(rendered[clips:], None)
+    return _pairs(rendered[:clips], tokenizer, 256), _pairs(rendered[clips:], tokenizer, None)
 
 # %% ../../nbs/89_agreement.ipynb #3e747c5d
 def curve_captioner(seed: int) -> Captioner:
@@ -39,35 +44,42 @@ def curve_captioner(seed: int) -> Captioner:
     model.decoder.set_attn_implementation('eager') # fused attention draws its own dropout
     return model.calibrate([torch.from_numpy(np.stack(pairs.logmels[:32]).astype(np.float32))], pairs.texts)
 
+# %% ../../nbs/89_agreement.ipynb #6c1d5927
+def _losses(rows):
+    checks = [r for r in rows if 'valid_loss' in r]
+    return dict(step=[r['step'] for r in rows], loss=[r['loss'] for r in rows],
+                valid_step=[r['step'] for r in checks], valid_loss=[r['valid_loss'] for r in checks])
+
 # %% ../../nbs/89_agreement.ipynb #7ddc5f14
 def curve(seed: int, precision: str, steps: int = 200) -> dict: # precision: `no` or `bf16`
     "How the small captioner learns on the device at hand: loss of each step, and validation loss five times."
     train_pairs, valid = curve_pairs()
     config = TrainConfig(steps=steps, batch_size=16, lr=2e-3, mixed_precision=precision, eval_every=max(1, steps//5),
                          seed=seed, keep='last')
-    rows = train(curve_captioner(seed), train_pairs, config, valid, per_clip=True, progress=False).rows
-    checks = [r for r in rows if 'valid_loss' in r]
-    return dict(seed=seed, precision=precision, step=[r['step'] for r in rows], loss=[r['loss'] for r in rows],
-                valid_step=[r['step'] for r in checks], valid_loss=[r['valid_loss'] for r in checks])
+    history = train(curve_captioner(seed), train_pairs, config, valid, per_clip=True, progress=False)
+    return dict(seed=seed, precision=precision, **_losses(history.rows))
 
-# %% ../../nbs/89_agreement.ipynb #eef6d56d
+# %% ../../nbs/89_agreement.ipynb #95a9fd68
 _SCRIPT = '''import json, pathlib
 from logocentric.pipeline.agreement import curve
 pathlib.Path('curves.json').write_text(json.dumps([curve(seed, 'no', {steps}) for seed in {seeds}]))'''
 
+# %% ../../nbs/89_agreement.ipynb #eef6d56d
 def _without_gpu(): # an environment
     path = os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))
     return os.environ | dict(CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_CPU='true', LOGOCENTRIC_QUIET='1', PYTHONPATH=path)
 
-# %% ../../nbs/89_agreement.ipynb #b68ab325
+# %% ../../nbs/89_agreement.ipynb #3a58d6c2
 def curves_without_gpu(seeds: list[int], steps: int) -> list[dict]:
     "Curves in single precision from a new process that sees no accelerator."
     script = _SCRIPT.format(steps=steps, seeds=list(seeds))
     with tempfile.TemporaryDirectory() as folder:
-        ran = subprocess.run([sys.executable, '-c', script], cwd=folder, env=_without_gpu(), capture_output=True, text=True)
+        ran = subprocess.run([sys.executable, '-c', script], cwd=folder, env=_without_gpu(), capture_output=True,
+                             text=True)
         if ran.returncode: raise LogocentricError(f'the runs on a CPU failed: {ran.stderr.strip().splitlines()[-1]}')
         return read_json(Path(folder)/'curves.json')
 
+# %% ../../nbs/89_agreement.ipynb #0ad5579d
 def cpu_curves(seeds: list[int], steps: int = 200) -> list[dict]:
     "CPU runs in single precision, one for each seed."
     return [curve(s, 'no', steps) for s in seeds] if best_device().type == 'cpu' else curves_without_gpu(seeds, steps)

@@ -16,6 +16,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from transformers import GPT2LMHeadModel
 from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_config, sample_captions
+from ..captioner.describe import describe # with it captioners get `calibrate_novelty`
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
 from ..core import best_device, read_json, set_seed, write_json
 from ..cache import save_on_main_process

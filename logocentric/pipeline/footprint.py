@@ -6,10 +6,10 @@
 __all__ = ['BLOCK_ACTIVATIONS', 'LOGIT_BYTES', 'peak_memory', 'block_bytes', 'stack_bytes', 'encoder_bytes', 'mae_bytes',
            'language_bytes', 'trained_encoder_bytes', 'captioner_bytes']
 
-# %% ../../nbs/83_footprint.ipynb #057612b9
-from transformers import PretrainedConfig
+# %% ../../nbs/83_footprint.ipynb #12b11acc
 from ..encoder.mae import MAEConfig
 from .operations import CaptionerParts, count_patches
+from transformers import PretrainedConfig
 
 # %% ../../nbs/83_footprint.ipynb #b3f1976b
 def peak_memory(weights: int,      # parameters
@@ -25,7 +25,8 @@ def peak_memory(weights: int,      # parameters
                 moments=8*trained, activations=batch*activations, logits=batch*logits)
 
 # %% ../../nbs/83_footprint.ipynb #8a7a3574
-BLOCK_ACTIVATIONS = dict(encoder=14, fused=28, plain=26) # numbers for each token, in units of the width, beside the norms' inputs
+# numbers for each token, in units of the width, beside the norms' inputs
+BLOCK_ACTIVATIONS = dict(encoder=14, fused=28, plain=26)
 
 # %% ../../nbs/83_footprint.ipynb #b740c2ad
 def block_bytes(n: int, d: int, heads: int, # tokens, width, heads
@@ -62,10 +63,11 @@ def mae_bytes(c: MAEConfig, frames: int, half: bool, recompute: bool = False) ->
 # %% ../../nbs/83_footprint.ipynb #20a256a6
 LOGIT_BYTES = 16 # for every word at every token, or for every cell of a reconstructed log-mel, at the peak
 
-# %% ../../nbs/83_footprint.ipynb #edd81abe
+# %% ../../nbs/83_footprint.ipynb #db5f6940
 def _dropout_bytes(c, n, fused): # masks
     return c.num_hidden_layers*2*n*c.hidden_size*(1 if fused else 4) if getattr(c, 'resid_pdrop', 0.) > 0 else 0
 
+# %% ../../nbs/83_footprint.ipynb #20e28b15
 def _gpt_neo_bytes(c, n, recompute): # GPT-Neo computes queries and keys in single precision
     return 4*n*c.hidden_size*(1 if recompute else c.num_hidden_layers) if c.model_type == 'gpt_neo' else 0
 
@@ -82,7 +84,7 @@ def language_bytes(c: PretrainedConfig, tokens: int, prefix: int, half: bool, re
 
 # %% ../../nbs/83_footprint.ipynb #eaee27f0
 def trained_encoder_bytes(c: MAEConfig, embeddings: int, lags: int, half: bool, recompute: bool) -> float:
-    "Bytes that an encoder and the pooling of its frame embeddings keep of a clip; `lags`: how many distances are compared."
+    "Bytes that an encoder and the pooling of its frame embeddings keep of a clip, with so many lags."
     visible = c.n_rows*embeddings
     return encoder_bytes(c, visible, half, recompute) + 4*(3 + lags)*visible*c.hidden_size
 

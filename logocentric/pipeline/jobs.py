@@ -5,26 +5,30 @@
 # %% auto #0
 __all__ = ['DATA_SETS', 'SENTENCE', 'INFERENCE_BLOCK', 'INFERENCE_LOGMEL', 'clip_jobs', 'data_set_job', 'mae_job',
            'pretraining_job', 'initial_encoder', 'scale_captioner', 'text_job', 'captioner_network', 'captioner_job',
-           'captioner_jobs', 'reasoner_config', 'language_parameters', 'reasoner_network', 'reasoner_job', 'encode_job',
-           'describe_job', 'describe_tests_job', 'answer_job', 'tagger_parts', 'tagger_job', 'classifier_network',
-           'classifier_job', 'score_job', 'encode_tags_job', 'tag_training_jobs', 'tag_jobs']
+           'captioner_jobs', 'planned_reasoner', 'language_parameters', 'reasoner_network', 'reasoner_job',
+           'encode_job', 'describe_job', 'describe_tests_job', 'answer_job', 'tagger_parts', 'tagger_job',
+           'classifier_network', 'classifier_job', 'score_job', 'encode_tags_job', 'tag_training_jobs', 'tag_jobs']
 
-# %% ../../nbs/85_jobs.ipynb #45beb564
+# %% ../../nbs/85_jobs.ipynb #4c6c0b5f
 import math
 from dataclasses import replace
-from transformers import AutoModelForCausalLM, GPTNeoConfig, PretrainedConfig
 from ..core import LogocentricError, shipped_path
+from transformers import AutoModelForCausalLM, GPTNeoConfig, PretrainedConfig
 from ..encoder.mae import MAEConfig, MAEModel
 from ..reasoner.tagging import SigmoidConfig, SigmoidTagger
 from ..reasoner.training import REASONER_BATCH, REASONER_SIZES
-from .clocks import (CLIP_FRAMES, CLIP_SECONDS, CLIP_RATES, TOKEN_OVERHEAD, Job, Network, Terms,
+
+# %% ../../nbs/85_jobs.ipynb #ed5c29f5
+from .clocks import (CLIP_FRAMES, CLIP_RATES, TOKEN_OVERHEAD, Job, Network, Terms,
                                          clips_job, inference_job, training_job)
 from .data_stages import crop_frames
+
+# %% ../../nbs/85_jobs.ipynb #4b2c1054
 from .footprint import (LOGIT_BYTES, captioner_bytes, language_bytes, mae_bytes,
                                             trained_encoder_bytes)
 from .operations import (CaptionerParts, Operations, captioner_parts, count_parameters,
-                                             count_patches, encoder_operations, language_config, language_operations,
-                                             mae_operations, without_weights)
+                                             count_patches, encoder_operations, language_config,
+                                             language_operations, mae_operations, without_weights)
 from .scales import Scale, Setup, TaggingScale
 from ..runs import TrainConfig
 
@@ -35,18 +39,21 @@ def clip_jobs(scale: Scale, tags: TaggingScale | None = None # of Table 3
     data = scale.data
     train = min(data.pairs[-1], data.kept or data.pairs[-1])
     jobs = [clips_job('render music', train + 2*data.held_out + 3*data.test, 'music')]
-    if data.sounds_share:
-        jobs.append(clips_job('render sounds that are not music', data.sounds_share*(train + 2*data.held_out), 'sounds'))
+    sounds = data.sounds_share*(train + 2*data.held_out)
+    if sounds: jobs.append(clips_job('render sounds that are not music', sounds, 'sounds'))
     if tags: jobs.append(clips_job('render mixtures with labels', sum(tags.clips), 'mixtures'))
     return jobs
 
-# %% ../../nbs/85_jobs.ipynb #42fba906
-DATA_SETS = dict(gtzan=(1_000, 30., 1.32e9), fma_small=(8_000, 30., 7.73e9), esc50=(2_000, 5., .6e9)) # clips, s of each, bytes
+# %% ../../nbs/85_jobs.ipynb #afd49426
+# clips, s of each, bytes
+DATA_SETS = dict(gtzan=(1_000, 30., 1.32e9), fma_small=(8_000, 30., 7.73e9), esc50=(2_000, 5., .6e9))
 
+# %% ../../nbs/85_jobs.ipynb #42fba906
 def data_set_job(name: str # one of `DATA_SETS`
                 ) -> Job:
     "A published data set on disk that is read."
-    if name not in DATA_SETS: raise LogocentricError(f'the size of {name!r} is not known here, only those of {", ".join(DATA_SETS)}')
+    if name not in DATA_SETS:
+        raise LogocentricError(f'the size of {name!r} is not known here, only those of {", ".join(DATA_SETS)}')
     n, seconds, size = DATA_SETS[name]
     job = clips_job(f'read {name}', n, 'recordings', seconds)
     return replace(job, kept=job.kept + size)
@@ -62,20 +69,21 @@ def mae_job(title: str, config: MAEConfig, train: TrainConfig, frames: int, t: T
     network = Network(n, n, config.num_hidden_layers + config.decoder_num_hidden_layers, work, work, activations)
     return training_job(title, f'paint {config.mask_ratio:g}', train, t, network, valid)
 
-# %% ../../nbs/85_jobs.ipynb #e4df3296
+# %% ../../nbs/85_jobs.ipynb #7526278e
 def pretraining_job(scale: Scale, ratio: float, # of patches that are hidden
                     t: Terms) -> Job:
     "The pre-training of a scale's encoder."
-    config = MAEConfig.preset(**scale.encoder.preset, mask_ratio=ratio)
-    return mae_job(f'pre-train the encoder, {ratio:.0%} hidden', config, scale.encoder.mae, crop_frames(Setup(scale)), t,
-                   scale.data.held_out)
+    config, frames = MAEConfig.preset(**scale.encoder.preset, mask_ratio=ratio), crop_frames(Setup(scale))
+    title = f'pre-train the encoder, {ratio:.0%} hidden'
+    return mae_job(title, config, scale.encoder.mae, frames, t, scale.data.held_out)
 
-# %% ../../nbs/85_jobs.ipynb #7b383471
+# %% ../../nbs/85_jobs.ipynb #3553994d
 def initial_encoder(scale: Scale) -> MAEConfig:
     "The configuration of the encoder with which a captioner begins."
     if scale.captioner.start in ('ear', 'ear_random'): return MAEConfig.from_pretrained(shipped_path('ear'))
     return MAEConfig.preset(**scale.encoder.preset)
 
+# %% ../../nbs/85_jobs.ipynb #7b383471
 def scale_captioner(scale: Scale) -> CaptionerParts:
     "The captioner of a scale."
     language = language_config(scale.captioner.decoder, scale.data.vocabulary)
@@ -91,26 +99,26 @@ def text_job(scale: Scale, t: Terms) -> Job:
     network = Network(n, n, gpt.num_hidden_layers, work, work, activations)
     return training_job('GPT-2 reads descriptions', 'text', scale.captioner.warmup, t, network)
 
-# %% ../../nbs/85_jobs.ipynb #73003299
+# %% ../../nbs/85_jobs.ipynb #ef3e0f70
 def captioner_network(parts: CaptionerParts, frames: int, tokens: int, # of a clip in training
                       frozen: bool, # whether the encoder is
                       fused: bool   # attention
                      ) -> Network:
     "A captioner that is trained; a frozen encoder's embeddings are computed before."
-    c, encoder = parts.config, 0 if frozen else parts.sizes['encoder']
+    c, n, blocks = parts.config, parts.parameters, parts.config.decoder.num_hidden_layers
     training = parts.operations(frames, tokens, frozen, not frozen)
     validation = parts.operations(CLIP_FRAMES, tokens, frozen, not frozen, training=False)
-    activations = lambda half, recompute: captioner_bytes(parts, frames, tokens, half, recompute, fused, frozen)
-    blocks = c.decoder.num_hidden_layers + (0 if frozen else c.encoder.num_hidden_layers)
-    return Network(parts.parameters, parts.parameters - parts.sizes['encoder'] + encoder, blocks, training, validation,
-                   activations)
+    activations = lambda *how: captioner_bytes(parts, frames, tokens, *how, fused, frozen)
+    if frozen: return Network(n, n - parts.sizes['encoder'], blocks, training, validation, activations)
+    return Network(n, n, blocks + c.encoder.num_hidden_layers, training, validation, activations)
 
-# %% ../../nbs/85_jobs.ipynb #93cc20f4
+# %% ../../nbs/85_jobs.ipynb #8a832752
 def _rendering(scale, pairs): # seconds of cores, where clips are rendered while they are learned from
     train, data = scale.captioner.recipe, scale.data
     clips = train.steps*train.batch_size*train.accumulation
     return clips/(1 + data.sounds_share)/CLIP_RATES['music'] if (data.kept or pairs) < pairs else 0.
 
+# %% ../../nbs/85_jobs.ipynb #13fc058e
 def _with_frozen_encoder(job, c: MAEConfig, clips): # the job, and clips that are encoded before
     patches = count_patches(c, CLIP_FRAMES)
     return replace(job, encoder_flops=clips*encoder_operations(c, patches).forward,
@@ -134,43 +142,45 @@ def captioner_jobs(scale: Scale, t: Terms) -> list[Job]:
     return text + [captioner_job(scale, n, t) for n in reversed(scale.data.pairs)]
 
 # %% ../../nbs/85_jobs.ipynb #0a1d37c9
-def reasoner_config(name: str, vocabulary: int) -> PretrainedConfig:
+def planned_reasoner(name: str, vocabulary: int) -> PretrainedConfig:
     "The configuration of a reasoner."
     if name not in REASONER_SIZES: return language_config(name)
     s = REASONER_SIZES[name]
-    return GPTNeoConfig(vocab_size=vocabulary, hidden_size=s.hidden_size, num_layers=s.num_layers, num_heads=s.num_heads,
-                        attention_types=[[['global', 'local'], s.num_layers//2]], max_position_embeddings=192,
-                        bos_token_id=0, eos_token_id=0)
+    return GPTNeoConfig(vocab_size=vocabulary, hidden_size=s.hidden_size, num_layers=s.num_layers,
+                        num_heads=s.num_heads, attention_types=[[['global', 'local'], s.num_layers//2]],
+                        max_position_embeddings=192, bos_token_id=0, eos_token_id=0)
 
 # %% ../../nbs/85_jobs.ipynb #87efbfaf
 def language_parameters(config: PretrainedConfig) -> int:
     "Parameters of a language model."
     return count_parameters(without_weights(lambda: AutoModelForCausalLM.from_config(config)))
 
-# %% ../../nbs/85_jobs.ipynb #2b1c3f36
+# %% ../../nbs/85_jobs.ipynb #e6b87bee
 SENTENCE = 56 # tokens of a sentence that a reasoner learns from
 
+# %% ../../nbs/85_jobs.ipynb #6f3a9804
 def reasoner_network(config: PretrainedConfig) -> Network:
     "A reasoner that is trained."
-    answer, n = SENTENCE//10, language_parameters(config)
-    prefix, work = SENTENCE - answer, language_operations(config, answer, SENTENCE - answer)
+    n, answer, prefix = language_parameters(config), SENTENCE//10, SENTENCE - SENTENCE//10
+    work = language_operations(config, answer, prefix)
     activations = lambda half, recompute: language_bytes(config, answer, prefix, half, recompute, False)
     return Network(n, n, config.num_hidden_layers, work, work, activations)
 
 # %% ../../nbs/85_jobs.ipynb #dd2a670b
 def reasoner_job(name: str, scale: Scale, t: Terms) -> Job:
     "A reasoner that is trained, or downloaded."
-    network = reasoner_network(reasoner_config(name, scale.data.vocabulary))
+    network = reasoner_network(planned_reasoner(name, scale.data.vocabulary))
     if name not in REASONER_SIZES:
         return Job(f'{name}: download', parameters=network.parameters, kept=4*network.parameters)
     steps = scale.reasoner.steps or REASONER_SIZES[name].steps
     train = TrainConfig(steps=steps, batch_size=REASONER_BATCH, mixed_precision='auto')
     return training_job(f'train the {name} reasoner', f'reader {name}', train, t, network)
 
-# %% ../../nbs/85_jobs.ipynb #89c7916e
+# %% ../../nbs/85_jobs.ipynb #1802b5cb
 INFERENCE_BLOCK = 12 # numbers that a block holds at once for each token while nothing is trained, in units of its width
 INFERENCE_LOGMEL = 7 # copies of the log-mels held at once
 
+# %% ../../nbs/85_jobs.ipynb #89c7916e
 def encode_job(title: str, parts: CaptionerParts, clips: float) -> Job:
     "Whole clips through a frozen encoder, 64 at a time."
     c, patches = parts.config.encoder, count_patches(parts.config.encoder, CLIP_FRAMES)
@@ -197,30 +207,33 @@ def describe_job(scale: Scale, t: Terms, texts: float, rounds: float, batch: int
 
 # %% ../../nbs/85_jobs.ipynb #0b785259
 def describe_tests_job(scale: Scale, t: Terms) -> Job:
-    "All test clips described by every captioner, and several times by the best; 64 clips at a time, or 16 of which several are sampled."
+    "All test clips, described by every captioner, 64 at a time, and several times by the best, 16 at a time."
     n, captioners, samples = 3*scale.data.test, len(scale.data.pairs), scale.captioner.samples
     job = describe_job(scale, t, (captioners + samples)*n, captioners*n/64 + n/16, 16*samples)
     encoded = encode_job('', scale_captioner(scale), (captioners + 1)*n)
     return replace(job, title=f'describe {n:,} test clips', encoder_flops=encoded.encoder_flops)
 
-# %% ../../nbs/85_jobs.ipynb #64503150
+# %% ../../nbs/85_jobs.ipynb #5b57cd3d
 def _answering_bytes(c, tokens, batch):
     d, n = c.hidden_size, tokens + 16
     cache = 2*c.num_hidden_layers*d*n
     return 4*batch*(cache + INFERENCE_BLOCK*d*n + 4*c.num_attention_heads*n**2 + 32*c.vocab_size)
 
+# %% ../../nbs/85_jobs.ipynb #64503150
 def _read_descriptions(name, scale): # predicted, sampled and true ones of all test clips
     others = (len(scale.data.pairs) - 1)*(name == scale.reasoner.largest)
     return 3*scale.data.test*(2 + scale.captioner.samples + others)
 
-# %% ../../nbs/85_jobs.ipynb #40e4b87f
-def answer_job(name: str, scale: Scale, t: Terms, n: int | None = None # descriptions; those of all test clips by default
+# %% ../../nbs/85_jobs.ipynb #3e2b8dd1
+def answer_job(name: str, scale: Scale, t: Terms,
+               n: int | None = None # descriptions; those of all test clips by default
               ) -> Job:
     "A reasoner that scores the labels behind descriptions."
-    c, n, batch = reasoner_config(name, scale.data.vocabulary), n or _read_descriptions(name, scale), 64 if t.fused else 8
-    flops = n*language_operations(c, 8, t.tokens + 8).forward
+    c, batch = planned_reasoner(name, scale.data.vocabulary), 64 if t.fused else 8
+    n = n or _read_descriptions(name, scale)
+    flops, python = n*language_operations(c, 8, t.tokens + 8).forward, n/batch*2*c.num_hidden_layers*TOKEN_OVERHEAD
     return inference_job(f'{name} reads {n:,} descriptions', f'read {name}', language_parameters(c), flops,
-                         _answering_bytes(c, t.tokens, batch), python=n/batch*2*c.num_hidden_layers*TOKEN_OVERHEAD, tf32=True)
+                         _answering_bytes(c, t.tokens, batch), python=python, tf32=True)
 
 # %% ../../nbs/85_jobs.ipynb #9104ac1f
 def tagger_parts(tags: TaggingScale, size: str # of the decoder
@@ -235,45 +248,54 @@ def tagger_job(title: str, tags: TaggingScale, size: str, t: Terms) -> Job:
     network = captioner_network(tagger_parts(tags, size), CLIP_FRAMES, t.list_tokens, not tags.encoder, t.fused)
     return training_job(title, f'tagger {size}', tags.train, t, network, tags.clips[1])
 
+# %% ../../nbs/85_jobs.ipynb #2d61d7ff
+def _classifier_sizes(c, hidden, labels): # parameters: all, and those of the head
+    names = [f'label {i}' for i in range(labels)]
+    config = SigmoidConfig(encoder=c.encoder, tags=names, hidden=hidden, lags=c.lags)
+    model = without_weights(lambda: SigmoidTagger(config))
+    return count_parameters(model), count_parameters(model.head)
+
+# %% ../../nbs/85_jobs.ipynb #c829ffcd
+def _learned_along(c, n, head, labels): # a classifier that trains its encoder
+    patches, lags = count_patches(c.encoder, CLIP_FRAMES), len(c.lags or ())
+    work = encoder_operations(c.encoder, patches) + Operations(2*head)
+    kept = lambda half, recompute: trained_encoder_bytes(c.encoder, patches//c.encoder.n_rows, lags, half, recompute)
+    return Network(n, n, c.encoder.num_hidden_layers, work, work, lambda *how: (kept(*how), 16.*labels))
+
 # %% ../../nbs/85_jobs.ipynb #3b1c36eb
 def classifier_network(tags: TaggingScale, labels: int) -> Network:
     "A classifier with a sigmoid for each label."
-    c, frozen = tagger_parts(tags, next(iter(tags.decoders))).config, not tags.encoder
-    config = SigmoidConfig(encoder=c.encoder, tags=[f'label {i}' for i in range(labels)], hidden=tags.hidden, lags=c.lags)
-    model, patches = without_weights(lambda: SigmoidTagger(config)), count_patches(c.encoder, CLIP_FRAMES)
-    head, n = count_parameters(model.head), count_parameters(model)
-    encoder = Operations() if frozen else encoder_operations(c.encoder, patches)
-    work = encoder + Operations(2*head, first=2*head*frozen)
-    kept = lambda half, recompute: 0. if frozen else trained_encoder_bytes(
-        c.encoder, patches//c.encoder.n_rows, len(c.lags or ()), half, recompute)
-    return Network(n, head if frozen else n, 2 if frozen else c.encoder.num_hidden_layers, work, work,
-                   lambda half, recompute: (kept(half, recompute), 16.*labels))
+    c = tagger_parts(tags, next(iter(tags.decoders))).config
+    n, head = _classifier_sizes(c, tags.hidden, labels)
+    if tags.encoder: return _learned_along(c, n, head, labels)
+    work = Operations(2*head, first=2*head)
+    return Network(n, head, 2, work, work, lambda half, recompute: (0., 16.*labels))
 
 # %% ../../nbs/85_jobs.ipynb #1406537c
 def classifier_job(title: str, tags: TaggingScale, t: Terms, labels: int = 102) -> Job:
     "The classifier that is compared with GPT-2."
     return training_job(title, 'sigmoids', tags.train, t, classifier_network(tags, labels), tags.clips[1])
 
-# %% ../../nbs/85_jobs.ipynb #309d569d
+# %% ../../nbs/85_jobs.ipynb #2d13ed23
 def _scoring_bytes(gpt, prefix):
     return 4*(4096*2*gpt.vocab_size + 32*2*gpt.num_hidden_layers*gpt.hidden_size*(prefix + 128))
 
+# %% ../../nbs/85_jobs.ipynb #24bf2cae
 def _scoring_python(gpt, lists, clips, t): # s
     passes = 1 + math.ceil(t.nodes/128)
     return (lists/32*passes + clips/64*t.list_tokens)*gpt.num_hidden_layers*TOKEN_OVERHEAD
 
 # %% ../../nbs/85_jobs.ipynb #0ad16f67
 def score_job(title: str, tags: TaggingScale, size: str, clips: int, t: Terms) -> Job:
-    "Every label of every clip, at every step of some paths, and the likeliest list."
-    parts = tagger_parts(tags, size)
+    "Every label at every step of some paths, and the likeliest list."
+    parts, lists = tagger_parts(tags, size), clips*(2 + tags.samples*max(0., t.labels - 1))
     gpt, start = parts.config.decoder, parts.config.prefix_length
-    prefix, lists = start + t.list_tokens//2, clips*(2 + tags.samples*max(0., t.labels - 1))
-    generated = clips*language_operations(gpt, t.list_tokens, start).forward
+    prefix, generated = start + t.list_tokens//2, language_operations(gpt, t.list_tokens, start).forward
+    flops = lists*language_operations(gpt, t.nodes, prefix).forward + clips*generated
     encoder = clips*parts.encode_operations(CLIP_FRAMES).forward if tags.encoder else 0.
-    return inference_job(title, f'score {size}', parts.parameters,
-                         lists*language_operations(gpt, t.nodes, prefix).forward + generated, _scoring_bytes(gpt, prefix),
-                         encoder_flops=encoder, traffic=clips/64*t.list_tokens*4*parts.sizes['decoder'],
-                         python=_scoring_python(gpt, lists, clips, t), tf32=True)
+    traffic, python = clips/64*t.list_tokens*4*parts.sizes['decoder'], _scoring_python(gpt, lists, clips, t)
+    return inference_job(title, f'score {size}', parts.parameters, flops, _scoring_bytes(gpt, prefix),
+                         encoder_flops=encoder, traffic=traffic, python=python, tf32=True)
 
 # %% ../../nbs/85_jobs.ipynb #2541e4ea
 def encode_tags_job(tags: TaggingScale, times: int) -> Job:

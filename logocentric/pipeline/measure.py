@@ -6,12 +6,14 @@
 __all__ = ['synchronise', 'EnoughSteps', 'Clock', 'AllocationTrace', 'resident_bytes', 'RepeatedBatch', 'planned_row',
            'measured_row', 'measure_trial', 'measure_scale', 'rows_table']
 
-# %% ../../nbs/88_measure.ipynb #503ac6dc
+# %% ../../nbs/88_measure.ipynb #3c32bccb
 import gc, math, warnings
-import numpy as np, pandas as pd, psutil, torch
 from dataclasses import replace
+import numpy as np, pandas as pd, psutil, torch
 from fastcore.basics import patch
 from torch.profiler import ProfilerActivity, profile
+
+# %% ../../nbs/88_measure.ipynb #b98040b6
 from ..cache import progress
 from ..core import best_device, set_seed
 from ..memory import OutOfMemory, is_out_of_memory
@@ -29,18 +31,29 @@ def synchronise() -> None:
 class EnoughSteps(Exception):
     "So many steps suffice."
 
-# %% ../../nbs/88_measure.ipynb #631394c6
+# %% ../../nbs/88_measure.ipynb #62829d51
 class Clock:
     "Reads the time between steps, and says when they suffice."
     def __init__(self, seconds: float, # to be measured at least
                  warm: int = 3,        # first steps that do not count
                  least: int = 5        # steps that count
                 ): self.seconds, self.warm, self.least, self.marks = seconds, warm, least, []
-    def mark(self): synchronise(); self.marks.append(now())
-    @property
-    def steps(self): return np.diff(self.marks[self.warm:]) # seconds of each step that counts
-    @property
-    def full(self): return len(self.steps) >= self.least and self.marks[-1] - self.marks[self.warm] >= self.seconds
+
+    def mark(self):
+        "The beginning of a step."
+        synchronise(); self.marks.append(now())
+
+# %% ../../nbs/88_measure.ipynb #48bd4ef1
+@patch(as_prop=True)
+def steps(self: Clock) -> np.ndarray:
+    "Seconds of each step that counts."
+    return np.diff(self.marks[self.warm:])
+
+# %% ../../nbs/88_measure.ipynb #ff227a03
+@patch(as_prop=True)
+def full(self: Clock) -> bool:
+    "Whether they suffice."
+    return len(self.steps) >= self.least and self.marks[-1] - self.marks[self.warm] >= self.seconds
 
 # %% ../../nbs/88_measure.ipynb #f42c821a
 class AllocationTrace:
@@ -52,8 +65,12 @@ class AllocationTrace:
 
     def __exit__(self, *failed):
         self.profiler.__exit__(*failed)
-        events = sorted(self.profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-        self.most = int(max(np.cumsum([0, *(e.nbytes() for e in events if e.name() == '[memory]')])))
+        self.most = _highest(self.profiler.profiler.kineto_results.events())
+
+# %% ../../nbs/88_measure.ipynb #f5703d8c
+def _highest(events): # bytes, of pieces that are taken and given back
+    changes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == '[memory]')
+    return int(max(np.cumsum([0, *changes])))
 
 # %% ../../nbs/88_measure.ipynb #90a1413b
 def resident_bytes(model: torch.nn.Module, is_trained: bool) -> int:
@@ -76,10 +93,13 @@ class RepeatedBatch:
         self.given, self.items, self.clock, self.parts, self.requests, self.trace = batch, items, clock, parts, 0, None
     def __len__(self): return self.items
 
-    def batch(self, indices, rng):
-        self.requests += 1
-        if self.requests % self.parts == 1 % self.parts: self.step()
-        return dict(self.given)
+# %% ../../nbs/88_measure.ipynb #ad5266cb
+@patch
+def batch(self: RepeatedBatch, indices, rng) -> dict:
+    "The batch; the first one of a step reads the clock."
+    self.requests += 1
+    if self.requests % self.parts == 1 % self.parts: self.step()
+    return dict(self.given)
 
 # %% ../../nbs/88_measure.ipynb #6a82ddeb
 @patch
@@ -113,9 +133,10 @@ def _time_answers(trial, clock): # bytes at the peak
         with AllocationTrace() as trace: work()
     return resident_bytes(model, False) + trace.most
 
-# %% ../../nbs/88_measure.ipynb #dfec03c3
+# %% ../../nbs/88_measure.ipynb #37b28944
 def _precision(job, t): return 'bf16' if job.half else 'TF32' if job.tf32 and t.device.name != 'cpu' else 'float32'
 
+# %% ../../nbs/88_measure.ipynb #dfec03c3
 def planned_row(trial: Trial, t: Terms) -> dict:
     "What a plan says of a step."
     job, seconds, clocks = trial.job, trial.job.seconds(t), trial.job.clocks(t)
@@ -134,22 +155,27 @@ def measured_row(trial: Trial, t: Terms, clock: Clock, memory: float | None) -> 
                 slowest=float(max(clock.steps)), a_second=trial.items/seconds, flops_a_second=speed,
                 mfu=None if math.isnan(top) else speed/top, memory=memory)
 
-# %% ../../nbs/88_measure.ipynb #1497d39e
+# %% ../../nbs/88_measure.ipynb #a6241051
 _NOTHING = dict.fromkeys('steps seconds fastest slowest a_second flops_a_second mfu memory'.split())
 
+# %% ../../nbs/88_measure.ipynb #7296de1d
 def _not_tried(need): # a row's outcome, where a CPU has too little memory
     free = psutil.virtual_memory().available if best_device().type == 'cpu' else math.inf
     if need > free: return f'not tried: up to {need/1e9:.1f} GB are needed, {free/1e9:.1f} GB are free'
 
+# %% ../../nbs/88_measure.ipynb #32cd0e4c
 def _is_full(error): # whether memory ran out
     return isinstance(error, (OutOfMemory, MemoryError, UserWarning)) or is_out_of_memory(error)
 
+# %% ../../nbs/88_measure.ipynb #1497d39e
 def _free_memory():
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../../nbs/88_measure.ipynb #c297cb1d
-def measure_trial(trial: Trial, t: Terms, seconds: float = 5., least: int = 5 # seconds, and steps, to be measured at least
+# %% ../../nbs/88_measure.ipynb #a883950d
+def measure_trial(trial: Trial, t: Terms,
+                  seconds: float = 5., # to be measured at least
+                  least: int = 5       # steps
                  ) -> dict:
     "A row of the table: a stage as planned and as measured."
     is_trained = trial.job.train is not None
@@ -175,15 +201,17 @@ def measure_scale(scale: Scale,
         rows.append(measure_trial(trial, t, seconds, least))
     return t, rows
 
-# %% ../../nbs/88_measure.ipynb #a638141a
+# %% ../../nbs/88_measure.ipynb #9aef7753
 def _readable_row(r):
     share = lambda x, y: None if x is None or y is None else x/y
-    return {'stage': r['stage'], 'parameters': f"{r['parameters']:,}", 'precision': r['precision'], 'a second': r['a_second'],
-            's a step': r['seconds'], 'planned, s': r['predicted_seconds'],
-            'seconds / planned': share(r['seconds'], r['predicted_seconds']), 'utilisation, %': r['mfu'] and 100*r['mfu'],
-            'peak, GB': r['memory'] and r['memory']/1e9, 'bound, GB': r['predicted_memory']/1e9,
-            'peak / bound': share(r['memory'], r['predicted_memory']), 'outcome': r['outcome']}
+    return {'stage': r['stage'], 'parameters': f"{r['parameters']:,}", 'precision': r['precision'],
+            'a second': r['a_second'], 's a step': r['seconds'], 'planned, s': r['predicted_seconds'],
+            'seconds / planned': share(r['seconds'], r['predicted_seconds']),
+            'utilisation, %': r['mfu'] and 100*r['mfu'], 'peak, GB': r['memory'] and r['memory']/1e9,
+            'bound, GB': r['predicted_memory']/1e9, 'peak / bound': share(r['memory'], r['predicted_memory']),
+            'outcome': r['outcome']}
 
+# %% ../../nbs/88_measure.ipynb #a638141a
 def rows_table(rows: list[dict]) -> pd.DataFrame:
     "Rows as a readable table."
     return pd.DataFrame([_readable_row(r) for r in rows]).set_index('stage')

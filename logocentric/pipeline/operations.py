@@ -12,24 +12,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
-from transformers import AutoConfig, GPT2Config, GPTNeoConfig, PretrainedConfig
-from ..captioner.model import Captioner, CaptionerConfig
 from ..core import LogocentricError
 from ..encoder.mae import MAEConfig
+from ..captioner.model import Captioner, CaptionerConfig
+from transformers import AutoConfig, GPT2Config, GPTNeoConfig, PretrainedConfig
 
-# %% ../../nbs/82_operations.ipynb #dab67f67
+# %% ../../nbs/82_operations.ipynb #e0ab984f
 def without_weights(make: Callable # gives a model
                    ) -> torch.nn.Module: # on torch's device `meta`
     "A model of shapes alone."
     with torch.device('meta'): return make()
 
+# %% ../../nbs/82_operations.ipynb #dab67f67
 def count_parameters(model: torch.nn.Module) -> int:
     "Parameters."
     return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/82_operations.ipynb #d6e06670
 PUBLISHED_CONFIGS = { # as in the `config.json` of each on huggingface.co; what is not named is the class's default
-    'gpt2': GPT2Config(n_embd=768, n_layer=12, n_head=12), 'gpt2-medium': GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    'gpt2': GPT2Config(n_embd=768, n_layer=12, n_head=12),
+    'gpt2-medium': GPT2Config(n_embd=1024, n_layer=24, n_head=16),
     'gpt2-large': GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     'EleutherAI/gpt-neo-1.3B': GPTNeoConfig(
         hidden_size=2048, num_layers=24, num_heads=16, attention_types=[[['global', 'local'], 12]],
@@ -42,9 +44,10 @@ def _downloaded_config(model):
         f'the sizes of {model!r} are not known here: while online its config.json is read from the Hub; '
         f'offline give a folder, or one of {", ".join(PUBLISHED_CONFIGS)}') from e
 
-# %% ../../nbs/82_operations.ipynb #d07058dc
+# %% ../../nbs/82_operations.ipynb #dde6ca81
 _NEW_GPT2 = dict(n_positions=256, bos_token_id=0, eos_token_id=0)
 
+# %% ../../nbs/82_operations.ipynb #d07058dc
 def language_config(model: str | dict,      # a name on the Hub, a folder, or sizes of a new GPT-2
                     vocabulary: int = 50257 # tokens, for a new one
                    ) -> PretrainedConfig:
@@ -52,13 +55,14 @@ def language_config(model: str | dict,      # a name on the Hub, a folder, or si
     if isinstance(model, dict): return GPT2Config(**(_NEW_GPT2 | dict(vocab_size=vocabulary) | model))
     return PUBLISHED_CONFIGS[model] if model in PUBLISHED_CONFIGS else _downloaded_config(model)
 
-# %% ../../nbs/82_operations.ipynb #a4924da3
+# %% ../../nbs/82_operations.ipynb #0911e631
 def block_flops(n: int, # tokens
                 d: int  # width
                ) -> int:
     "Operations of a transformer block on one sequence, forward."
     return 24*n*d*d + 4*n*n*d
 
+# %% ../../nbs/82_operations.ipynb #a4924da3
 def count_patches(config: MAEConfig, frames: int) -> int:
     "Patches of a log-mel."
     return config.n_rows*-(-frames//config.patch_frames)
@@ -107,7 +111,7 @@ def language_operations(c: PretrainedConfig, # of a language model
 # %% ../../nbs/82_operations.ipynb #147941d5
 def bridge_operations(c: CaptionerConfig, weights: int # of the bridge
                      ) -> Operations:
-    "A bridge on one clip. Exact for a prefix; other bridges are taken to use all their weights for each of 63 frame embeddings."
+    "A bridge on one clip. Exact for a prefix; others are taken to use all weights for each of 63 frame embeddings."
     embeddings = 1 if c.bridge == 'prefix' else 63
     return Operations(2*embeddings*weights, first=2*weights*(c.bridge == 'prefix'))
 
@@ -122,7 +126,7 @@ class CaptionerParts:
     @property
     def parameters(self) -> int: return sum(self.sizes.values())
 
-# %% ../../nbs/82_operations.ipynb #01ddca80
+# %% ../../nbs/82_operations.ipynb #364581c1
 def captioner_parts(encoder: MAEConfig, language: PretrainedConfig, **bridge # fields of `CaptionerConfig`
                    ) -> CaptionerParts:
     "The parts of a captioner, counted on a model without weights."
@@ -130,7 +134,8 @@ def captioner_parts(encoder: MAEConfig, language: PretrainedConfig, **bridge # f
     model = without_weights(lambda: Captioner(config))
     sizes = dict(encoder=count_parameters(model.encoder), decoder=count_parameters(model.decoder))
     rest = count_parameters(model) - sum(sizes.values())
-    return CaptionerParts(model.config, sizes | dict(rest=rest), sum(p.numel() for p in model.prefix.parameters() if p.ndim == 2))
+    bridge_weights = sum(p.numel() for p in model.prefix.parameters() if p.ndim == 2)
+    return CaptionerParts(model.config, sizes | dict(rest=rest), bridge_weights)
 
 # %% ../../nbs/82_operations.ipynb #4ecc26d4
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOM', 'step_seconds', 'utilisation', 'measured_shares', 'plan_terms', 'all_jobs', 'Plan', 'plan', 'remedy', 'spell']
 
-# %% ../../nbs/86_plan.ipynb #9b0d6d10
+# %% ../../nbs/86_plan.ipynb #c6f89a20
 import math, os, shutil
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +14,8 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from ..core import LogocentricError, home, read_json
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
+
+# %% ../../nbs/86_plan.ipynb #dfe49a35
 from .clocks import (MFU, STEP_OVERHEAD, TOKEN_OVERHEAD, Device, Job, Terms, best_seconds,
                                          find_device, this_cpu)
 from .jobs import (answer_job, captioner_jobs, clip_jobs, data_set_job, describe_tests_job,
@@ -55,14 +57,20 @@ def measured_shares(record: str | Path, # of the experiment `device_check`
         f'{Path(record).name} was measured on {name}: plan for that device, or measure on a {device.name}')
     return dict(shares=shares, measured=f'scale {scale}; {machine}')
 
-# %% ../../nbs/86_plan.ipynb #80b951c7
+# %% ../../nbs/86_plan.ipynb #cdec9a2b
+def _check_terms(device, count, mfu):
+    if count < 1 or mfu is not None and not 0 < mfu <= 1: raise LogocentricError(
+        'a plan has at least one device, and reaches a share of the peak between 0 and 1: '
+        f'not count={count}, mfu={mfu}')
+    if device.name == 'cpu' and count > 1:
+        raise LogocentricError('the CPU of this machine is one device: leave out the count')
+
+# %% ../../nbs/86_plan.ipynb #7860a054
 def plan_terms(device: str = 'H100', count: int = 1, mfu: float | None = None, cores: int | None = None,
                measured: str | Path = '', **lengths) -> Terms:
     "What a plan is made for; parameters as of `plan`."
-    if count < 1 or mfu is not None and not 0 < mfu <= 1: raise LogocentricError(
-        f'a plan has at least one device, and reaches a share of the peak between 0 and 1: not count={count}, mfu={mfu}')
     found = find_device(device)
-    if found.name == 'cpu' and count > 1: raise LogocentricError('the CPU of this machine is one device: leave out the count')
+    _check_terms(found, count, mfu)
     if mfu is None: mfu = utilisation() if found.name == 'cpu' else MFU
     shares = measured_shares(measured, found) if measured else {}
     return Terms(found, count, mfu, cores or os.cpu_count() or 1, **shares, **lengths)
@@ -91,7 +99,7 @@ def _limit(job, t): # which clock is the slowest
     c = job.clocks(t)
     return max(c, key=c.get) if max(c.values()) > 0 else 'network' if 'download' in job.title else ''
 
-# %% ../../nbs/86_plan.ipynb #ff8e504e
+# %% ../../nbs/86_plan.ipynb #26240232
 @patch
 def row(self: Job, t: Terms) -> dict:
     "A job as a row of a plan."
@@ -99,14 +107,16 @@ def row(self: Job, t: Terms) -> dict:
                 memory=sum(self.held(t).values()), kept=self.kept, scratch=self.scratch, hours=self.seconds(t)/3600,
                 devices=t.count if self.shared else int(self.memory is not None), limit=_limit(self, t))
 
+# %% ../../nbs/86_plan.ipynb #b767d5a6
 @patch(as_prop=True)
 def table(self: Plan) -> pd.DataFrame:
     "A row for each stage."
     return pd.DataFrame([job.row(self.terms) for job in self.jobs]).set_index('stage')
 
 # %% ../../nbs/86_plan.ipynb #13cb8302
+# long: a parameter a line, each with what it means
 def plan(scale: Scale,
-         tags: TaggingScale | None = None, # sizes of Table 3, such as `scale.tagging`; without them that table is left out
+         tags: TaggingScale | None = None, # sizes of Table 3, such as `scale.tagging`; by default it is left out
          device: str = 'H100',         # one of `DEVICES`, or `cpu`
          count: int = 1,               # devices
          mfu: float | None = None,     # share of the peak that is reached; `MFU` by default, on a CPU as measured
@@ -121,9 +131,10 @@ def plan(scale: Scale,
     t = plan_terms(device, count, mfu, cores, measured, **lengths)
     return Plan(scale.name, t, all_jobs(scale, tags, t, sets), price, currency)
 
-# %% ../../nbs/86_plan.ipynb #64ccce24
+# %% ../../nbs/86_plan.ipynb #8eb5d11e
 ROOM = .9 # share of a device's memory that a plan may fill
 
+# %% ../../nbs/86_plan.ipynb #64ccce24
 def _remedies(job): # recompute, bfloat16, parts of a batch at most, what to write
     yield job.train.recompute, job.half, 8, ''
     yield True, job.half, math.inf, ', recompute=True'
@@ -149,7 +160,8 @@ def _too_large(jobs, t):
         need = sum(job.held(t).values())
         if need <= room: continue
         advice = remedy(job, t) if job.train else 'choose a device with more memory'
-        yield f'{job.title}: {need/1e9:,.1f} GB at most, and {room/1e9:,.1f} GB of a {t.device.name} may be filled; {advice}'
+        yield (f'{job.title}: {need/1e9:,.1f} GB at most, and {room/1e9:,.1f} GB of a {t.device.name} may be filled; '
+               f'{advice}')
 
 # %% ../../nbs/86_plan.ipynb #0d4ad5c0
 def spell(seconds: float) -> str:
@@ -157,13 +169,14 @@ def spell(seconds: float) -> str:
     if seconds < 90: return f'{seconds:.0f} s'
     return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:,.1f} h'
 
-# %% ../../nbs/86_plan.ipynb #b563d9d3
+# %% ../../nbs/86_plan.ipynb #d177a967
 def _uneven(jobs, t):
     sizes = sorted({job.train.batch_size for job in jobs if job.shared})
     if odd := [b for b in sizes if b % t.count]:
         yield (f'batches of {", ".join(map(str, odd))} clips cannot be shared evenly by {t.count} devices: '
                f'choose a batch_size that is a multiple of {t.count}')
 
+# %% ../../nbs/86_plan.ipynb #b563d9d3
 def _idle(jobs, t):
     alone = sum(job.seconds(t) for job in jobs if not job.shared and job.memory)
     if t.count > 1 and any(job.shared for job in jobs) and alone > .05*sum(job.seconds(t) for job in jobs):
@@ -179,6 +192,10 @@ def _waiting(jobs, t):
             yield (f'{job.title}: waits for {t.cores} core{"s"*(t.cores > 1)} that render its clips; '
                    f'{math.ceil(job.core_seconds/busy):,} keep up with the devices')
 
+# %% ../../nbs/86_plan.ipynb #0a80dba8
+def _slow(jobs, t):
+    if t.device.name == 'T4': yield 'a T4 has no bfloat16 units: these hours are those of single precision'
+
 # %% ../../nbs/86_plan.ipynb #acb75ed9
 def _on_disk(need):
     free = shutil.disk_usage(next(p for p in [home(), *home().absolute().parents] if p.exists())).free
@@ -190,9 +207,8 @@ def _on_disk(need):
 @patch(as_prop=True)
 def warnings(self: Plan) -> list[str]:
     "What does not fit, what waits, what idles, and what to change."
-    t, jobs, slow = self.terms, self.jobs, []
-    if t.device.name == 'T4': slow = ['a T4 has no bfloat16 units: these hours are those of single precision']
-    return [*_too_large(jobs, t), *slow, *_uneven(jobs, t), *_idle(jobs, t), *_waiting(jobs, t), *_on_disk(self.totals['disk'])]
+    found = (check(self.jobs, self.terms) for check in (_too_large, _slow, _uneven, _idle, _waiting))
+    return [w for check in found for w in check] + [*_on_disk(self.totals['disk'])]
 
 # %% ../../nbs/86_plan.ipynb #67e8e038
 @patch(as_prop=True)
@@ -203,41 +219,52 @@ def totals(self: Plan) -> dict:
                  device_hours=(t.hours*t.devices).sum(), paid_hours=self.terms.count*t.hours.sum())
     return found if self.price is None else found | dict(cost=self.price*found['paid_hours'])
 
-# %% ../../nbs/86_plan.ipynb #e3f6969e
-_MEASURED_HERE = 'measured on this machine; one stage after the other, where `reproduce` takes two at a time on two cores'
+# %% ../../nbs/86_plan.ipynb #d469a1a9
+_MEASURED_HERE = ('measured on this machine; one stage after the other, '
+                  'where `reproduce` takes two at a time on two cores')
 _ASSUMED = 'an assumption, not measured; hours of arithmetic are inversely proportional to it'
 
+# %% ../../nbs/86_plan.ipynb #e3f6969e
 def _reached(jobs, t): # which share of the peak is reached, and who says so
     measured = [t.shares[j.kind] for j in jobs if j.kind in t.shares]
     others = [j for j in jobs if j.flops + j.encoder_flops and j.kind not in t.shares]
     if measured:
         yield (f'{100*min(measured):.2g} to {100*max(measured):.2g}% of the peak is reached by {len(measured)} stages, '
                f'as measured by device_check ({t.measured}); hours rest on that')
-    why, who = _MEASURED_HERE if t.device.name == 'cpu' else _ASSUMED, f' by the other {len(others)}' if measured else ''
+    why = _MEASURED_HERE if t.device.name == 'cpu' else _ASSUMED
+    who = f' by the other {len(others)}' if measured else ''
     if others: yield f'{t.mfu:.0%} of the peak is reached{who}: {why}'
 
-# %% ../../nbs/86_plan.ipynb #59e68895
+# %% ../../nbs/86_plan.ipynb #f65474ff
 def _peaks(d): # of a device
     return (f'{d.name}: {d.bf16/1e12:,.4g}·10¹² operations a second in bfloat16, {d.fp32/1e12:,.4g}·10¹² in single '
             f'precision, {d.memory/1e9:,.0f} GB, {d.bandwidth/1e12:,.3g} TB/s ({d.source}; dense, without sparsity)')
 
+# %% ../../nbs/86_plan.ipynb #517cc8f8
 def _overheads():
-    return (f'Python takes {1000*STEP_OVERHEAD:g} ms for each block of a training step, and {1000*TOKEN_OVERHEAD:g} ms for '
-            "each block to generate a token, as measured on a server's CPU")
+    return (f'Python takes {1000*STEP_OVERHEAD:g} ms for each block of a training step, and {1000*TOKEN_OVERHEAD:g} ms '
+            "for each block to generate a token, as measured on a server's CPU")
+
+# %% ../../nbs/86_plan.ipynb #c804ed68
+def _lengths(t):
+    return (f'{t.cores} CPU core{"s"*(t.cores > 1)} to render; descriptions of {t.tokens} tokens, '
+            f'lists of labels of {t.list_tokens}')
+
+# %% ../../nbs/86_plan.ipynb #42f900a6
+_BOUNDS = ('memory is an upper bound for one device; disk is what stays, and in the sum the largest scratch as well; '
+           'limit is what a stage waits for')
 
 # %% ../../nbs/86_plan.ipynb #6bd86774
 @patch(as_prop=True)
 def assumptions(self: Plan) -> list[str]:
     "What is known, bounded and assumed."
     t = self.terms
-    return [_peaks(t.device), *_reached(self.jobs, t),
-            'memory is an upper bound for one device; disk is what stays, and in the sum the largest scratch as well; '
-            'limit is what a stage waits for', _overheads(),
-            f'{t.cores} CPU core{"s"*(t.cores > 1)} to render; descriptions of {t.tokens} tokens, lists of labels of {t.list_tokens}']
+    return [_peaks(t.device), *_reached(self.jobs, t), _BOUNDS, _overheads(), _lengths(t)]
 
-# %% ../../nbs/86_plan.ipynb #cdac4a25
+# %% ../../nbs/86_plan.ipynb #fef479df
 def _number(x): return '' if not x else f'{x:,.1f}' if x >= .1 else f'{x:.2g}'
 
+# %% ../../nbs/86_plan.ipynb #cdac4a25
 def _readable(t): # a plan's table in words
     giga = lambda column: [_number(x/1e9) for x in column]
     counted = lambda column: [f'{n:,}' if n else '' for n in column]
@@ -246,16 +273,22 @@ def _readable(t): # a plan's table in words
         'memory, GB': giga(t.memory), 'disk, GB': giga(t.kept), 'devices': counted(t.devices),
         'time': [spell(3600*h) if h else '' for h in t.hours], 'limit': t.limit}, index=t.index.rename(None))
 
+# %% ../../nbs/86_plan.ipynb #37e893bd
+@patch(as_prop=True)
+def cost(self: Plan) -> str:
+    "What it costs, in words; nothing where no price is known."
+    if self.price is None: return ''
+    total = self.totals['cost']
+    return f'; {total:,.0f} {self.currency} at {self.price:g} for a device and hour, all kept to the end'
+
 # %% ../../nbs/86_plan.ipynb #7474d112
 @patch
 def last_line(self: Plan) -> str:
     "The whole in one line."
-    s, t, cost = self.totals, self.terms, ''
-    if 'cost' in s: cost = f"; {s['cost']:,.0f} {self.currency} at {self.price:g} for a device and hour, all kept to the end"
-    many = s['device_hours'] > 1.5
-    hours = f"{s['device_hours']:,.1f} device hours" if many else f"{spell(3600*s['device_hours'])} of device time"
+    s, t, hours = self.totals, self.terms, self.totals['device_hours']
+    work = f'{hours:,.1f} device hours' if hours > 1.5 else f'{spell(3600*hours)} of device time'
     run, disk = f"{spell(3600*s['hours'])} on {t.count} x {t.device.name}", f"{_number(s['disk']/1e9)} GB of disk"
-    return f'about {hours}; {run}; {disk}{cost}'
+    return f'about {work}; {run}; {disk}{self.cost}'
 
 # %% ../../nbs/86_plan.ipynb #81f39bfa
 @patch
@@ -270,6 +303,6 @@ def __repr__(self: Plan):
 def report(self: Plan) -> dict:
     "All of it as plain values: bytes, operations and hours."
     t = self.terms
+    stages, totals = self.table.reset_index().to_dict('records'), {k: float(v) for k, v in self.totals.items()}
     return dict(scale=self.name, device=t.device.name, count=t.count, mfu=t.mfu, shares=t.shares, price=self.price,
-                stages=self.table.reset_index().to_dict('records'), totals={k: float(v) for k, v in self.totals.items()},
-                assumptions=self.assumptions, warnings=self.warnings)
+                stages=stages, totals=totals, assumptions=self.assumptions, warnings=self.warnings)

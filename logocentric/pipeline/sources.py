@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENRE_ROWS', 'GENRE_TESTS', 'TRACK', 'PARTS', 'DataSource', 'Sources', 'GenreRow', 'read_sources', 'GenreTest',
-           'track_windows', 'encode_tracks', 'set_apart']
+           'track_windows', 'encode_tracks', 'set_apart', 'ShardPart']
 
 # %% ../../nbs/70_sources.ipynb #e8e4c754
 import hashlib, tomllib
@@ -19,36 +19,40 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+# %% ../../nbs/70_sources.ipynb #4a71a5c2
 from ..audio.decoding import Window
+from ..cache import progress
 from ..captioner.model import WEIGHTS, Captioner
 from ..core import LogocentricError, cache_path, config_hash
-from ..memory import halve_on_oom
-from ..cache import progress
 from ..data.clips import Clips, build_clips
 from ..data.clipset import ClipSet, Part
-from ..data.styles import LABELS
-from ..data.difficulty import logmel_statistics
 from ..data.datasets import DATASETS, read_dataset
+from ..data.difficulty import logmel_statistics
 from ..data.lists import DataError
 from ..data.manifests import Manifest
-from ..data.tables import read_table
 from ..data.shards import Shards
+from ..data.styles import LABELS
+from ..data.tables import read_table
+from ..memory import halve_on_oom
 from ..metrics import majority_level
 
 # %% ../../nbs/70_sources.ipynb #8b5b3608
 @dataclass(frozen=True)
 class DataSource:
     "A data set on disk."
-    dataset: str       # a name in `DATASETS`, `table` for a list of your own, or `shards` for captioned clips that `write_shards` packed
+    dataset: str       # a name in `DATASETS`, `table` for a list of your own, or `shards` from `write_shards`
     folder: str        # where it is; for `table` the list; shards may lie on a network
-    skip: str = ''     # a skip list, as the doctor writes
+    skip: str = ''     # a skip list, as the doctor writes it
     filtered: str = '' # GTZAN only: the folder of the three lists of its fault-filtered split
 
-    def manifest(self, **options) -> Manifest:
-        "The whole set, complete but for what the skip list names."
-        skip = self.skip or None
-        found = read_table(self.folder, skip=skip) if self.dataset == 'table' else read_dataset(self.dataset, self.folder, skip=skip, **options)
-        return found.require()
+# %% ../../nbs/70_sources.ipynb #09e5e1de
+@patch
+def manifest(self: DataSource, **options) -> Manifest:
+    "The whole set, complete but for what the skip list names."
+    skip = self.skip or None
+    if self.dataset == 'table': return read_table(self.folder, skip=skip).require()
+    return read_dataset(self.dataset, self.folder, skip=skip, **options).require()
 
 # %% ../../nbs/70_sources.ipynb #d9c65795
 @dataclass(frozen=True)
@@ -57,21 +61,24 @@ class Sources:
     genres: dict[str, DataSource] = field(default_factory=dict) # `gtzan`, `fma_small`
     captions: DataSource | None = None
     tags: DataSource | None = None
-    models: dict[str, str] = field(default_factory=dict)    # a name on the Hub → a local folder
+    models: dict[str, str] = field(default_factory=dict)        # a name on the Hub → a local folder
 
-    def model(self, name: str) -> str:
-        "Where a pretrained model is: its local folder, or the name itself."
-        return self.models.get(name, name)
+# %% ../../nbs/70_sources.ipynb #da1e6d4d
+@patch
+def model(self: Sources, name: str) -> str: # as on the Hub
+    "Where a pretrained model is: its local folder, or the name itself."
+    return self.models.get(name, name)
 
 # %% ../../nbs/70_sources.ipynb #4c99d961
 @dataclass(frozen=True)
 class GenreRow:
-    "A row of Tables 1 and 2 on recordings: a data set, the words for its labels, and which of its clips are asked about."
+    "A row of Tables 1 and 2 on recordings: a data set, its labels, and which of its clips are asked about."
     data: str               # a name in `DATASETS`, and of the section in the file of sources
     title: str
     labels: tuple[str, ...] # as words; hyphens and capitals of the set's own labels do not matter
     part: str = 'all'       # all | test (the set's own split) | filtered (GTZAN's fault-filtered split)
 
+# %% ../../nbs/70_sources.ipynb #1a342fc0
 GENRE_ROWS = dict(
     gtzan_all=GenreRow('gtzan', 'GTZAN, all clips', tuple(LABELS['gtzan'])),
     gtzan_filtered=GenreRow('gtzan', 'GTZAN, fault-filtered test', tuple(LABELS['gtzan']), 'filtered'),
@@ -80,39 +87,55 @@ GENRE_ROWS = dict(
 
 # %% ../../nbs/70_sources.ipynb #b9ca297c
 _SECTIONS = {row.data: ('folder', 'skip') for row in GENRE_ROWS.values()} | dict(
-    gtzan=('folder', 'filtered', 'skip'), captions=('dataset', 'folder', 'skip'), tags=('dataset', 'folder', 'skip'), models=None)
+    gtzan=('folder', 'filtered', 'skip'), captions=('dataset', 'folder', 'skip'), tags=('dataset', 'folder', 'skip'),
+    models=None) # any name
 
+# %% ../../nbs/70_sources.ipynb #779cf5dc
 def _refuse(path: Path, name: str, problem: str): raise LogocentricError(f'{path.name}, [{name}]: {problem}')
 
+# %% ../../nbs/70_sources.ipynb #b778d45d
 def _check_keys(path: Path, name: str, given: dict) -> None:
-    if not isinstance(given, dict): raise LogocentricError(f'{path.name}: {name} is a section, so write [{name}] and its lines below')
+    if not isinstance(given, dict):
+        raise LogocentricError(f'{path.name}: {name} is a section, so write [{name}] and its lines below')
     if not (known := _SECTIONS[name]): return
-    if unknown := set(given) - set(known): _refuse(path, name, f'unknown {", ".join(sorted(unknown))}; it has {", ".join(known)}')
-    if missing := {'dataset', 'folder'} & set(known) - set(given): _refuse(path, name, f'{" and ".join(sorted(missing))} is missing')
+    if unknown := set(given) - set(known):
+        _refuse(path, name, f'unknown {", ".join(sorted(unknown))}; it has {", ".join(known)}')
+    if missing := {'dataset', 'folder'} & set(known) - set(given):
+        _refuse(path, name, f'{" and ".join(sorted(missing))} is missing')
 
 # %% ../../nbs/70_sources.ipynb #5e5fd3f7
 def _check_values(path: Path, name: str, given: dict) -> None:
     if gone := [v for k, v in given.items() if k != 'dataset' and '://' not in v and not Path(v).exists()]:
         _refuse(path, name, f'there is no {gone[0]}')
     known = (*DATASETS, 'table', *(['shards'] if name == 'captions' else []))
-    if given.get('dataset', 'table') not in known: _refuse(path, name, f"no data set {given['dataset']!r}: there are {', '.join(known)}")
+    if given.get('dataset', 'table') not in known:
+        _refuse(path, name, f"no data set {given['dataset']!r}: there are {', '.join(known)}")
 
+# %% ../../nbs/70_sources.ipynb #81be4421
 def _section(path: Path, name: str, given: dict) -> dict:
-    "One section with its paths made whole, or what is wrong with it."
+    "One section with absolute paths, or what is wrong with it."
     _check_keys(path, name, given)
-    whole = {k: v if k == 'dataset' or '://' in v else str((path.parent/Path(v).expanduser())) for k, v in given.items()}
+    absolute = lambda place: str(path.parent/Path(place).expanduser())
+    whole = {k: v if k == 'dataset' or '://' in v else absolute(v) for k, v in given.items()}
     _check_values(path, name, whole)
     return whole
+
+# %% ../../nbs/70_sources.ipynb #f2f902c2
+def _sections(path: Path) -> dict[str, dict]:
+    "All sections of a file, by name."
+    try: found = tomllib.loads(path.read_text(encoding='utf-8'))
+    except tomllib.TOMLDecodeError as e: raise LogocentricError(f'{path.name} is not TOML: {e}') from e
+    if unknown := set(found) - set(_SECTIONS):
+        names = ', '.join(sorted(unknown))
+        raise LogocentricError(f'{path.name}: unknown section {names}; there are {", ".join(_SECTIONS)}')
+    return {name: _section(path, name, given) for name, given in found.items()}
 
 # %% ../../nbs/70_sources.ipynb #5b088ced
 @lru_cache(maxsize=4)
 def _read(path: Path, changed: float) -> Sources:
-    try: found = tomllib.loads(path.read_text(encoding='utf-8'))
-    except tomllib.TOMLDecodeError as e: raise LogocentricError(f'{path.name} is not TOML: {e}') from e
-    if unknown := set(found) - set(_SECTIONS):
-        raise LogocentricError(f'{path.name}: unknown section {", ".join(sorted(unknown))}; there are {", ".join(_SECTIONS)}')
-    sections = {name: _section(path, name, given) for name, given in found.items()}
-    genres = {name: DataSource(name, **sections[name]) for name in dict.fromkeys(row.data for row in GENRE_ROWS.values()) if name in sections}
+    sections = _sections(path)
+    sets = dict.fromkeys(row.data for row in GENRE_ROWS.values())
+    genres = {name: DataSource(name, **sections[name]) for name in sets if name in sections}
     single = {name: DataSource(**sections[name]) for name in ('captions', 'tags') if name in sections}
     return Sources(genres, **single, models=sections.get('models', {}))
 
@@ -122,19 +145,22 @@ def read_sources(path: str | Path # a TOML file; none: nothing is on disk
     "What a file of sources names."
     if not str(path): return Sources()
     path = Path(path).expanduser().absolute()
-    if not path.is_file():
-        raise LogocentricError(f'no file of sources at {path}: its lines say where data sets and models are, see the chapter Sources')
+    if not path.is_file(): raise LogocentricError(
+        f'no file of sources at {path}: its lines say where data sets and models are, see the chapter Sources')
     return _read(path, path.stat().st_mtime)
 
 # %% ../../nbs/70_sources.ipynb #d063330d
 _HUB_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin')
 
+def _has_weights(folder: Path) -> bool: return any(f for pattern in WEIGHTS for f in folder.glob(pattern))
+
+# %% ../../nbs/70_sources.ipynb #ef498f40
 def _missing(name: str) -> str:
     "Why a pretrained model cannot be loaded; empty if it can."
-    if Path(name).is_dir(): return '' if any(f for pattern in WEIGHTS for f in Path(name).glob(pattern)) else 'the folder has no weights'
+    if Path(name).is_dir(): return '' if _has_weights(Path(name)) else 'the folder has no weights'
     if any(isinstance(try_to_load_from_cache(name, f), str) for f in _HUB_FILES): return ''
     try: HfApi().model_info(name, timeout=10)
-    except Exception as error: return type(error).__name__ # of the network, of the Hub, of a name that is none
+    except Exception as error: return type(error).__name__ # no network, no Hub, no such name
     return ''
 
 # %% ../../nbs/70_sources.ipynb #126a7199
@@ -143,18 +169,20 @@ def need_models(self: Sources, names: Iterable[str]) -> None: # as on the Hub
     "Refuse to begin where pretrained models are neither on disk nor to be had from the Hub."
     missing = {name: why for name in dict.fromkeys(names) if (why := _missing(self.model(name)))}
     if missing: raise LogocentricError(
-        'these models are neither on this machine nor to be had from the Hub: ' + ', '.join(f'{n} ({why})' for n, why in missing.items()) +
-        ". Where there is a network, `hf download NAME --local-dir FOLDER` fetches one; name the folders in a file of sources, under [models], "
-        "as 'NAME' = 'FOLDER'")
+        'these models are neither on this machine nor to be had from the Hub: ' +
+        ', '.join(f'{name} ({why})' for name, why in missing.items()) +
+        '. Where there is a network, `hf download NAME --local-dir FOLDER` fetches one; '
+        "name the folders in a file of sources, under [models], as 'NAME' = 'FOLDER'")
 
 # %% ../../nbs/70_sources.ipynb #f12d2ff2
 GENRE_TESTS = {name: row.title for name, row in GENRE_ROWS.items()}
 TRACK = 30. # s of a clip
 
 # %% ../../nbs/70_sources.ipynb #b9df495e
-def _has(self, row): # whether the sources allow a row
-    return row.data in self.genres and (row.part != 'filtered' or bool(self.genres[row.data].filtered))
+def _has(sources: Sources, row: GenreRow) -> bool:
+    return row.data in sources.genres and (row.part != 'filtered' or bool(sources.genres[row.data].filtered))
 
+# %% ../../nbs/70_sources.ipynb #5596e449
 @patch
 def tests(self: Sources) -> dict[str, str]:
     "The rows of a table that these sources allow: name → title."
@@ -162,10 +190,12 @@ def tests(self: Sources) -> dict[str, str]:
 
 # %% ../../nbs/70_sources.ipynb #0f95704c
 @lru_cache(maxsize=4)
-def _tracks(source: DataSource, changed: float) -> Clips:
+def _tracks(source: DataSource, changed: float) -> Clips: # `changed`: when the skip list was
     manifest = source.manifest()
-    return build_clips(cache_path('clips', f'{source.dataset}-{manifest.hash}'), manifest, seconds=TRACK, desc=source.dataset)
+    place = cache_path('clips', f'{source.dataset}-{manifest.hash}')
+    return build_clips(place, manifest, seconds=TRACK, desc=source.dataset)
 
+# %% ../../nbs/70_sources.ipynb #64f95053
 @lru_cache(maxsize=4)
 def _filtered(source: DataSource) -> dict[str, str]: # clip → split
     found = read_dataset('gtzan', source.folder, filtered=source.filtered, skip=source.skip or None)
@@ -186,10 +216,11 @@ class GenreTest:
         "Its genres, as words."
         return list(self.row.labels)
 
-    @property
-    def tracks(self) -> Clips:
-        "All recordings of the set, read once."
-        return _tracks(self.source, Path(self.source.skip).stat().st_mtime if self.source.skip else 0.)
+# %% ../../nbs/70_sources.ipynb #917b8e28
+@patch(as_prop=True)
+def tracks(self: GenreTest) -> Clips:
+    "All recordings of the set, read once."
+    return _tracks(self.source, Path(self.source.skip).stat().st_mtime if self.source.skip else 0.)
 
 # %% ../../nbs/70_sources.ipynb #71276541
 @patch(as_prop=True)
@@ -199,13 +230,15 @@ def split(self: GenreTest) -> np.ndarray: # (recordings,) train, validation, tes
     if self.row.part != 'filtered': return table['split'].to_numpy(str)
     return table['id'].map(_filtered(self.source)).fillna('').to_numpy(str)
 
-def _word(label): return label.lower().replace('-', '')
+# %% ../../nbs/70_sources.ipynb #b4de9091
+def _word(label: str) -> str: return label.lower().replace('-', '')
 
 @patch(as_prop=True)
 def table(self: GenreTest) -> pd.DataFrame:
-    "The recordings that are asked about, with their genre as `label`; the index is their place among the recordings."
+    "The recordings that are asked about, with their genre as `label`; the index is their place in the set."
     words = {_word(label): label for label in self.labels}
-    asked = self.tracks.table.assign(label=[words[_word(labels[0])] for labels in self.tracks.table['labels']])
+    table = self.tracks.table
+    asked = table.assign(label=[words[_word(labels[0])] for labels in table['labels']])
     return asked if self.row.part == 'all' else asked[self.split == 'test']
 
 # %% ../../nbs/70_sources.ipynb #298c366b
@@ -214,16 +247,19 @@ def fingerprint(self: GenreTest) -> str:
     "A hash of which recordings are asked about."
     return config_hash(dict(manifest=self.tracks.manifest['hash'], ids=self.table['id'].tolist()))
 
+# %% ../../nbs/70_sources.ipynb #96fc9de8
 @patch(as_prop=True)
 def whole_set(self: GenreTest) -> 'GenreTest':
     "The same set with all its clips."
-    return GenreTest(next(n for n, row in GENRE_ROWS.items() if row.data == self.row.data and row.part == 'all'), self.source)
+    name = next(n for n, row in GENRE_ROWS.items() if row.data == self.row.data and row.part == 'all')
+    return GenreTest(name, self.source)
 
 # %% ../../nbs/70_sources.ipynb #5099e3b1
 @patch
 def test(self: Sources, name: str) -> GenreTest: # one of `tests`
     "A row of a table."
-    if name not in self.tests(): raise LogocentricError(f'no recordings for {name!r}: the sources have {", ".join(self.tests()) or "none"}')
+    if name not in self.tests():
+        raise LogocentricError(f'no recordings for {name!r}: the sources have {", ".join(self.tests()) or "none"}')
     return GenreTest(name, self.genres[GENRE_ROWS[name].data])
 
 # %% ../../nbs/70_sources.ipynb #5688cf00
@@ -235,6 +271,26 @@ def track_windows(frames: int,        # of a recording that are sound
     starts = [s for s in range(0, max(frames, 1), window) if not s or frames - s >= least]
     return [(s, min(s + window, frames)) for s in starts]
 
+# %% ../../nbs/70_sources.ipynb #43ea5a0d
+def _windows(model: Captioner, frames: int) -> list[tuple[int, int]]:
+    "The windows in which a captioner encodes a recording."
+    policy, rate = model.length, model.frontend.config.frame_rate
+    return track_windows(int(frames), round(policy.window*rate), round(policy.min_seconds*rate))
+
+# %% ../../nbs/70_sources.ipynb #2f66df70
+def _encode_windows(model, clips, windows): # (clip, first frame, the one behind the last)
+    batch, mask = model.length.batch([clips.logmel(i)[a:b] for i, a, b in windows], model.frontend.config.silence)
+    return model.encode(batch.to(model.device), mask.to(model.device))
+
+# %% ../../nbs/70_sources.ipynb #aa331075
+def _encode_group(model, clips, group): # group: recordings, each with its windows
+    windows = [(i, a, b) for i, spans in group for a, b in spans]
+    found = model.prefix.gather(halve_on_oom(lambda some: _encode_windows(model, clips, some), windows, 'windows'))
+    rate, whole = model.frontend.config.frame_rate, []
+    for part, (_, spans) in zip(found.split([len(spans) for _, spans in group]), group):
+        whole.append(model.prefix.whole(part, [Window(a/rate, b/rate) for a, b in spans], model.length))
+    return model.prefix.gather(whole)
+
 # %% ../../nbs/70_sources.ipynb #6d9b9698
 @torch.inference_mode()
 def encode_tracks(model: Captioner,
@@ -243,44 +299,38 @@ def encode_tracks(model: Captioner,
                   batch_size: int = 64, # windows encoded at a time
                   desc: str = ''        # name on the progress bar; none without one
                  ) -> Iterable[torch.Tensor]: # (b, features), recording by recording in their order
-    "Features of whole recordings: pooled ones averaged over their windows by length, or the frame embeddings of all of them."
-    policy, rate, frames = model.eval().length, model.frontend.config.frame_rate, clips.frames
-    of = lambda i: track_windows(int(frames[i]), round(policy.window*rate), round(policy.min_seconds*rate))
-    groups = list(chunked(rows, max(1, batch_size//3)))
+    "Features of whole recordings: averaged over windows by length, or the frame embeddings of all windows."
+    model.eval()
+    frames, groups = clips.frames, list(chunked(rows, max(1, batch_size//3)))
     for group in progress(groups, desc=desc, unit='batch') if desc else groups:
-        windows = [(i, *w) for i in group for w in of(i)]
-        found = model.prefix.gather(halve_on_oom(lambda some: _encode_windows(model, clips, some), windows, 'windows'))
-        parts = zip(group, found.split([len(of(i)) for i in group]))
-        yield model.prefix.gather([model.prefix.whole(f, [Window(a/rate, b/rate) for a, b in of(i)], policy) for i, f in parts])
-
-# %% ../../nbs/70_sources.ipynb #43ea5a0d
-def _encode_windows(model, clips, windows):
-    batch, mask = model.length.batch([clips.logmel(i)[a:b] for i, a, b in windows], model.frontend.config.silence)
-    return model.encode(batch.to(model.device), mask.to(model.device))
+        yield _encode_group(model, clips, [(i, _windows(model, frames[i])) for i in group])
 
 # %% ../../nbs/70_sources.ipynb #4c930657
-def _regression(): return make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000))
-
 @patch
 def statistics(self: GenreTest, table: pd.DataFrame) -> np.ndarray:
     "Log-mel statistics of some recordings."
     return logmel_statistics(self.tracks.features[np.asarray(table.index)])
 
+def _regression(): return make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000))
+
+# %% ../../nbs/70_sources.ipynb #5b895958
+def _by_folds(test: GenreTest, asked: pd.DataFrame) -> tuple[np.ndarray, int]: # answers, and how many were learned from
+    folds = StratifiedKFold(min(10, asked.label.value_counts().min()), shuffle=True, random_state=0)
+    found = cross_val_predict(_regression(), test.statistics(asked), asked.label, cv=folds)
+    return found, len(asked) - len(asked)//folds.n_splits
+
+# %% ../../nbs/70_sources.ipynb #4390d2eb
+def _by_split(test: GenreTest, asked: pd.DataFrame) -> tuple[np.ndarray, int]:
+    train = test.whole_set.table[test.split == 'train']
+    return _regression().fit(test.statistics(train), train.label).predict(test.statistics(asked)), len(train)
+
+# %% ../../nbs/70_sources.ipynb #84ffd7ce
 @patch
 def supervised(self: GenreTest) -> tuple[np.ndarray, int]: # (recordings,) of 0 and 1, and how many were learned from
     "Whether logistic regression on log-mel statistics is right, for every recording that is asked about."
     asked = self.table
     found, learned = _by_folds(self, asked) if self.row.part == 'all' else _by_split(self, asked)
     return (found == asked.label.to_numpy()).astype(int), learned
-
-# %% ../../nbs/70_sources.ipynb #5b895958
-def _by_folds(test, asked):
-    folds = StratifiedKFold(min(10, asked.label.value_counts().min()), shuffle=True, random_state=0)
-    return cross_val_predict(_regression(), test.statistics(asked), asked.label, cv=folds), len(asked) - len(asked)//folds.n_splits
-
-def _by_split(test, asked):
-    train = test.whole_set.table[test.split == 'train']
-    return _regression().fit(test.statistics(train), train.label).predict(test.statistics(asked)), len(train)
 
 # %% ../../nbs/70_sources.ipynb #ac0bfd56
 @patch
@@ -291,8 +341,9 @@ def majority(self: GenreTest) -> float:
 
 # %% ../../nbs/70_sources.ipynb #c8ffde7e
 PARTS = ('train', 'valid', 'heldout')
-_NAMES = dict(train=('train', 'development', ''), valid=('validation', 'valid', 'val'))
+_NAMES = dict(train=('train', 'development', ''), valid=('validation', 'valid', 'val')) # of splits, as sets call them
 
+# %% ../../nbs/70_sources.ipynb #476e35eb
 def _shuffled(name): return hashlib.sha256(name.encode()).hexdigest()
 
 def set_apart(ids: list[str]) -> np.ndarray: # (ids,) 0 for one clip in twenty, 1 for another, else 2
@@ -303,29 +354,39 @@ def set_apart(ids: list[str]) -> np.ndarray: # (ids,) 0 for one clip in twenty, 
     return part
 
 # %% ../../nbs/70_sources.ipynb #84dc2599
-def _captioned_splits(manifest):
-    "The captioned clips of the splits to train on, in the order of a hash of their names, and those of a validation split."
+def _with_captions(manifest: Manifest) -> pd.DataFrame:
     captioned = manifest.table[manifest.table['text'].astype(bool)]
     if not len(captioned): raise DataError(
         f'{manifest.name} has no captions: choose a set that has, such as musiccaps, or a table with a column of texts')
+    return captioned
+
+# %% ../../nbs/70_sources.ipynb #48e97d11
+def _captioned_splits(manifest: Manifest) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "The captioned clips to train on, in the order of a hash of their names, and those of a validation split."
+    captioned = _with_captions(manifest)
     learn, valid = (captioned[captioned['split'].isin(_NAMES[k])] for k in ('train', 'valid'))
     if not len(learn): raise DataError(
-        f'{manifest.name} has no split to train on: it has {", ".join(sorted(set(captioned["split"])))}, which are for evaluation '
-        '(`caption_quality` takes them)')
+        f'{manifest.name} has no split to train on: it has {", ".join(sorted(set(captioned["split"])))}, '
+        'which are for evaluation (`caption_quality` takes them)')
     return learn.iloc[np.argsort([_shuffled(i) for i in learn['id']], kind='stable')], valid
 
 # %% ../../nbs/70_sources.ipynb #295e627b
+def _rows_of_parts(learn: pd.DataFrame, valid: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    part = set_apart(learn['id'].tolist())
+    heldout, chosen = part == 1, (part == 0) & (not len(valid))
+    return dict(train=learn[~heldout & ~chosen], valid=valid if len(valid) else learn[chosen], heldout=learn[heldout])
+
+# %% ../../nbs/70_sources.ipynb #4bcbcbd4
 @patch
 def caption_parts(self: DataSource) -> dict[str, Manifest]:
     "The captioned clips to learn from, to choose by, and to calibrate novelty on."
     manifest = self.manifest()
-    learn, given = _captioned_splits(manifest)
-    part = set_apart(learn['id'].tolist())
-    apart = {'heldout': part == 1, 'valid': (part == 0) & (not len(given))}
-    rows = dict(train=learn[~apart['heldout'] & ~apart['valid']], valid=given if len(given) else learn[apart['valid']], heldout=learn[apart['heldout']])
+    learn, valid = _captioned_splits(manifest)
+    rows = _rows_of_parts(learn, valid)
     if empty := [k for k, v in rows.items() if not len(v)]:
         raise DataError(f'{manifest.name}: {len(learn)} captioned clips are too few, none is left for {empty[0]}')
-    return {k: replace(manifest, table=v.reset_index(drop=True), skipped=manifest.skipped.iloc[:0], expected={}) for k, v in rows.items()}
+    whole = replace(manifest, skipped=manifest.skipped.iloc[:0], expected={})
+    return {k: replace(whole, table=v.reset_index(drop=True)) for k, v in rows.items()}
 
 # %% ../../nbs/70_sources.ipynb #3e74adb3
 @lru_cache(maxsize=8)
@@ -334,21 +395,34 @@ def _captioned(source: DataSource, part: str) -> Clips:
     place = cache_path('clips', f'{manifest.name}-{part}-{manifest.hash}')
     return build_clips(place, manifest, seconds=10., n=len(manifest), desc=f'{manifest.name}, {part}')
 
+# %% ../../nbs/70_sources.ipynb #ab095dbf
+class ShardPart(Part):
+    "A part of shards, whose clips have the one text that was packed with each, whatever else their rows say."
+    @property
+    def texts(self) -> list[list[str]]: return [[text] for text in self.table['text']]
+
 # %% ../../nbs/70_sources.ipynb #3b162d20
+def _parts_of_shards(shards: Shards) -> dict[str, Part]:
+    n, apart = len(shards), min(len(shards)//20, 2000)
+    places = dict(valid=(0, apart), heldout=(apart, 2*apart), train=(2*apart, n))
+    return {part: ShardPart(shards, *place) for part, place in places.items()}
+
+# %% ../../nbs/70_sources.ipynb #fb919634
 @lru_cache(maxsize=4)
 def _sharded(place: str) -> dict[str, Part]:
     shards = Shards(place)
-    n, apart = len(shards), min(len(shards)//20, 2000)
-    if not apart: raise DataError(f'{place}: {n} clips are too few, none is left for validation')
+    if not len(shards)//20: raise DataError(f'{place}: {len(shards)} clips are too few, none is left for validation')
     if not shards.shape: raise DataError(f'{place}: clips of several lengths; write the shards with seconds=10')
-    return dict(valid=Part(shards, 0, apart), heldout=Part(shards, apart, 2*apart), train=Part(shards, 2*apart, n))
+    return _parts_of_shards(shards)
 
 # %% ../../nbs/70_sources.ipynb #276394fa
 @patch
 def captioned(self: Sources, part: str) -> ClipSet: # one of `PARTS`
     "A part of the captioned recordings."
-    return _sharded(self.captions.folder)[part] if self.captions.dataset == 'shards' else _captioned(self.captions, part)
+    if self.captions.dataset == 'shards': return _sharded(self.captions.folder)[part]
+    return _captioned(self.captions, part)
 
+# %% ../../nbs/70_sources.ipynb #d8121dee
 @patch
 def caption_count(self: Sources) -> int:
     "Pairs to learn from."

@@ -20,19 +20,21 @@ from ..captioner.training_data import encode_clips
 from ..core import best_device, bf16_is_faster
 from ..data.styles import LABELS
 from ..encoder.mae import MASKING, MAEConfig, MAEModel
-from .clocks import CLIP_FRAMES, DEVICES, MFU, Device, Job, Terms, this_cpu
-from .data_stages import crop_frames
-from .jobs import (answer_job, captioner_job, classifier_job, describe_job, encode_job,
-                                       initial_encoder, pretraining_job, reasoner_config, reasoner_job,
-                                       scale_captioner, tagger_job, tagger_parts, text_job)
-from .operations import language_config
-from .plan import utilisation
-from .scales import Scale, Setup, TaggingScale
 from ..reasoner.knowledge import knowledge_text, train_tokenizer
 from ..reasoner.model import Reasoner
 from ..reasoner.tagging import SigmoidConfig, SigmoidTagger
 from ..reasoner.training import REASONER_SIZES, SelectedTokenLoss
 from ..runs import TrainConfig
+
+# %% ../../nbs/87_trials.ipynb #bfe12dec
+from .clocks import CLIP_FRAMES, DEVICES, MFU, Device, Job, Terms, this_cpu
+from .data_stages import crop_frames
+from .jobs import (answer_job, captioner_job, classifier_job, describe_job, encode_job,
+                                       initial_encoder, pretraining_job, planned_reasoner, reasoner_job,
+                                       scale_captioner, tagger_job, tagger_parts, text_job)
+from .operations import language_config
+from .plan import utilisation
+from .scales import Scale, Setup, TaggingScale
 
 # %% ../../nbs/87_trials.ipynb #b32f456c
 @dataclass
@@ -40,14 +42,15 @@ class Trial:
     "One step of a stage, as planned, and what is needed to take it."
     job: Job
     items: int     # clips, texts or descriptions in a step
-    make: Callable # () -> for a training: model, batch, groups of its parameters; else: model, and a function without arguments
+    make: Callable # () -> for a training: model, batch, groups of parameters; else: model, function without arguments
 
-# %% ../../nbs/87_trials.ipynb #fc48c354
+# %% ../../nbs/87_trials.ipynb #54313c4d
 def _once(train: TrainConfig | None): # one step of a training, in a precision that is settled
     if train is None: return None
     half = train.mixed_precision == 'bf16' or train.mixed_precision == 'auto' and bf16_is_faster()
     return replace(train, steps=1, mixed_precision='bf16' if half else 'no', num_workers=0)
 
+# %% ../../nbs/87_trials.ipynb #fc48c354
 def _trained_once(sizes, **changes):
     recipes = {k: _once(v) for k, v in vars(sizes).items() if isinstance(v, TrainConfig)}
     return replace(sizes, **recipes, **changes)
@@ -59,18 +62,20 @@ def one_step(scale: Scale) -> Scale:
                    captioner=_trained_once(scale.captioner), reasoner=replace(scale.reasoner, steps=1),
                    tagging=_trained_once(scale.tagging, clips=(0, 0, 0)))
 
-# %% ../../nbs/87_trials.ipynb #569ce322
+# %% ../../nbs/87_trials.ipynb #2393c3b7
+# what `torch.cuda.get_device_name` says → a name in `DEVICES`
 CARDS = {'NVIDIA H100 80GB HBM3': 'H100', 'NVIDIA H200': 'H200', 'NVIDIA A100-SXM4-80GB': 'A100-80',
          'NVIDIA A100-SXM4-40GB': 'A100-40', 'NVIDIA L40S': 'L40S', 'NVIDIA GeForce RTX 4090': 'RTX4090',
-         'NVIDIA GeForce RTX 3090': 'RTX3090', 'Tesla T4': 'T4'} # what `torch.cuda.get_device_name` says → a name in `DEVICES`
+         'NVIDIA GeForce RTX 3090': 'RTX3090', 'Tesla T4': 'T4'}
 
+# %% ../../nbs/87_trials.ipynb #569ce322
 def card(name: str, memory: float = math.nan # bytes
         ) -> Device:
     "A GPU by the name that its driver gives; without peaks where no data sheet is known."
     if name in CARDS: return DEVICES[CARDS[name]]
     return Device(name, math.nan, math.nan, memory, math.nan, 'no data sheet is known here')
 
-# %% ../../nbs/87_trials.ipynb #8eb42f41
+# %% ../../nbs/87_trials.ipynb #fd3a4096
 def running_device() -> Device:
     "What this process calculates on."
     kind = best_device().type
@@ -78,17 +83,19 @@ def running_device() -> Device:
     if kind != 'cuda': return card(kind)
     return card(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
 
+# %% ../../nbs/87_trials.ipynb #8eb42f41
 def terms_here() -> Terms:
     "The device at hand, with the utilisation that a plan would assume of it."
     device = running_device()
     return Terms(device, mfu=utilisation() if device.name == 'cpu' else MFU)
 
-# %% ../../nbs/87_trials.ipynb #e6105d50
+# %% ../../nbs/87_trials.ipynb #49c8a3a5
 @lru_cache
 def random_text_tokenizer(vocabulary: int):
     "A tokenizer of our own; networks with a larger vocabulary take it too."
     return train_tokenizer(knowledge_text(2000, seed=0), min(vocabulary, 1000))
 
+# %% ../../nbs/87_trials.ipynb #1bb6e3f5
 def random_texts(tokenizer, tokens: int, n: int, seed: int = 0) -> list[str]:
     "`n` different texts of so many words of one token each."
     vocabulary = tokenizer.get_vocab() # byte-level tokenizers write a word and the space before it as Ġword
@@ -121,22 +128,23 @@ def text_trial(scale: Scale, t: Terms) -> Trial:
         return model, _random_tokens(n, t.tokens, config.vocab_size), None
     return Trial(text_job(scale, t), n, make)
 
-# %% ../../nbs/87_trials.ipynb #8735263e
+# %% ../../nbs/87_trials.ipynb #61592825
 def _sentences(n, tokens, vocabulary): # every tenth token to be predicted
     batch, positions = _random_tokens(n, tokens, vocabulary), torch.arange(tokens)
     return dict(input_ids=batch['input_ids'], position_ids=positions.expand(n, -1).clone(),
                 labels=batch['labels'].masked_fill(positions % 10 != 0, -100))
 
+# %% ../../nbs/87_trials.ipynb #8735263e
 def reasoner_trial(name: str, scale: Scale, t: Terms, sentences: int = 64, tokens: int = 56) -> Trial:
     "A reasoner that is trained."
-    config, job = reasoner_config(name, scale.data.vocabulary), reasoner_job(name, scale, t)
+    config, job = planned_reasoner(name, scale.data.vocabulary), reasoner_job(name, scale, t)
     def make():
         batch = _sentences(sentences, tokens, config.vocab_size)
         return SelectedTokenLoss(AutoModelForCausalLM.from_config(config)), batch, None
     train = _once(job.train)
     return Trial(replace(job, train=train, half=train.mixed_precision == 'bf16'), sentences, make)
 
-# %% ../../nbs/87_trials.ipynb #2b61798f
+# %% ../../nbs/87_trials.ipynb #fffd74c0
 def random_captioner(encoder: MAEConfig, language, frozen: bool = False, # whether the encoder is
                      **bridge # fields of `CaptionerConfig`
                     ) -> Captioner:
@@ -146,17 +154,19 @@ def random_captioner(encoder: MAEConfig, language, frozen: bool = False, # wheth
     model.encoder.requires_grad_(not frozen)
     return model
 
+# %% ../../nbs/87_trials.ipynb #2b61798f
 def _captioner(scale): # as `TrainedCaptioner.untrained` joins it
     language = language_config(scale.captioner.decoder, scale.data.vocabulary)
     return random_captioner(initial_encoder(scale), language, scale.captioner.is_frozen, **scale.captioner.whole_bridge)
 
-# %% ../../nbs/87_trials.ipynb #f6478648
+# %% ../../nbs/87_trials.ipynb #f7f04760
 def _captioner_input(scale, model, n):
     c = model.config.encoder
     if not scale.captioner.is_frozen: return dict(logmel=torch.randn(n, crop_frames(Setup(scale)), c.n_mels))
     window = 2*CLIP_FRAMES//3//c.patch_frames # embeddings, half way between a third of a clip and all of it
     return dict(embeddings=torch.randn(n, window, c.n_rows*c.hidden_size))
 
+# %% ../../nbs/87_trials.ipynb #f6478648
 def captioner_trial(scale: Scale, t: Terms) -> Trial:
     "A captioner that is trained."
     job = replace(captioner_job(scale, scale.data.pairs[0], t), title='captioner', encoder_flops=0., core_seconds=0.)
@@ -167,12 +177,13 @@ def captioner_trial(scale: Scale, t: Terms) -> Trial:
         return model, _captioner_input(scale, model, n) | text, model.param_groups(job.train)
     return Trial(job, n, make)
 
-# %% ../../nbs/87_trials.ipynb #68fe8e17
+# %% ../../nbs/87_trials.ipynb #f550634c
 def _tagger_input(model, tags, n): # features behind a frozen encoder; else log-mels
     if tags.encoder: return dict(logmel=torch.randn(n, CLIP_FRAMES, model.config.encoder.n_mels))
     mean = model.mean if isinstance(model, SigmoidTagger) else model.prefix.mean
     return dict(features=torch.randn(n, mean.numel()))
 
+# %% ../../nbs/87_trials.ipynb #68fe8e17
 def tagger_trial(tags: TaggingScale, size: str, t: Terms) -> Trial:
     "GPT-2 that learns tags."
     n = tags.train.batch_size
@@ -217,7 +228,7 @@ def describe_trial(scale: Scale, t: Terms, n: int = 64) -> Trial:
 # %% ../../nbs/87_trials.ipynb #ddad53a0
 def answer_trial(name: str, scale: Scale, t: Terms, n: int = 64) -> Trial:
     "A reasoner that scores ten labels."
-    config = reasoner_config(name, scale.data.vocabulary)
+    config = planned_reasoner(name, scale.data.vocabulary)
     def make():
         tokenizer = random_text_tokenizer(config.vocab_size)
         reasoner = Reasoner(AutoModelForCausalLM.from_config(config), tokenizer)
@@ -225,21 +236,27 @@ def answer_trial(name: str, scale: Scale, t: Terms, n: int = 64) -> Trial:
         return reasoner.model, lambda: reasoner.reason(texts, labels, rule='sum')
     return Trial(replace(answer_job(name, scale, t, n), title=f'{name} reads'), n, make)
 
-# %% ../../nbs/87_trials.ipynb #cfdbc8b9
+# %% ../../nbs/87_trials.ipynb #4f8d32d9
 def _training_trials(scale, t):
     names = [name for name in scale.reasoner.names if name in REASONER_SIZES]
     text = [text_trial(scale, t)] if scale.captioner.warmup else []
     return [*(mae_trial(scale, ratio, t) for ratio in MASKING.values()), *text, captioner_trial(scale, t),
             *(reasoner_trial(name, scale, t) for name in names)]
 
-def _tagging_trials(tags, t): return [*(tagger_trial(tags, size, t) for size in tags.decoders), classifier_trial(tags, t)]
+# %% ../../nbs/87_trials.ipynb #685f8d41
+def _tagging_trials(tags, t):
+    return [*(tagger_trial(tags, size, t) for size in tags.decoders), classifier_trial(tags, t)]
 
-# %% ../../nbs/87_trials.ipynb #c0bda6ce
+# %% ../../nbs/87_trials.ipynb #cfdbc8b9
+def _answering_trials(scale, t):
+    names = scale.reasoner.names
+    return [encode_trial(scale), describe_trial(scale, t), *(answer_trial(name, scale, t) for name in names)]
+
+# %% ../../nbs/87_trials.ipynb #e8e729c3
 def scale_trials(scale: Scale,
                  tags: TaggingScale | None = None, # sizes of Table 3, such as `scale.tagging`
                  t: Terms | None = None            # by default this device
                 ) -> list[Trial]:
     "One step of every stage that calculates."
     t, scale, tags = t or terms_here(), one_step(scale), tags and _trained_once(tags, clips=(0, 0, 0))
-    answers = [encode_trial(scale), describe_trial(scale, t), *(answer_trial(name, scale, t) for name in scale.reasoner.names)]
-    return [*_training_trials(scale, t), *(_tagging_trials(tags, t) if tags else []), *answers]
+    return [*_training_trials(scale, t), *(_tagging_trials(tags, t) if tags else []), *_answering_trials(scale, t)]
