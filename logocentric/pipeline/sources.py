@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENRE_ROWS', 'GENRE_TESTS', 'TRACK', 'PARTS', 'DataSource', 'Sources', 'GenreRow', 'read_sources', 'GenreTest',
-           'track_windows', 'encode_tracks', 'set_apart']
+           'track_windows', 'encode_tracks', 'set_apart', 'ShardPart']
 
 # %% ../../nbs/70_sources.ipynb #e8e4c754
 import hashlib, tomllib
@@ -395,10 +395,17 @@ def _captioned(source: DataSource, part: str) -> Clips:
     place = cache_path('clips', f'{manifest.name}-{part}-{manifest.hash}')
     return build_clips(place, manifest, seconds=10., n=len(manifest), desc=f'{manifest.name}, {part}')
 
+# %% ../../nbs/70_sources.ipynb #ab095dbf
+class ShardPart(Part):
+    "A part of shards, whose clips have the one text that was packed with each, whatever else their rows say."
+    @property
+    def texts(self) -> list[list[str]]: return [[text] for text in self.table['text']]
+
 # %% ../../nbs/70_sources.ipynb #3b162d20
 def _parts_of_shards(shards: Shards) -> dict[str, Part]:
     n, apart = len(shards), min(len(shards)//20, 2000)
-    return dict(valid=Part(shards, 0, apart), heldout=Part(shards, apart, 2*apart), train=Part(shards, 2*apart, n))
+    places = dict(valid=(0, apart), heldout=(apart, 2*apart), train=(2*apart, n))
+    return {part: ShardPart(shards, *place) for part, place in places.items()}
 
 # %% ../../nbs/70_sources.ipynb #fb919634
 @lru_cache(maxsize=4)
