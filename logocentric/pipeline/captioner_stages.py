@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+import logocentric.captioner.describe # noqa: F401, for `Captioner.calibrate_novelty`
 from ..cache import save_on_main_process
 from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_config, sample_captions
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
