@@ -16,9 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-# %% ../../nbs/77_tagging_stages.ipynb #f2a5e08b
+# %% ../../nbs/77_tagging_stages.ipynb #8d67aab6
 from ..audio.frontend import FrontendConfig
 from ..cache import progress, save_on_main_process
 from ..captioner.model import Captioner, gpt2_config, load_gpt2
@@ -30,6 +29,7 @@ from ..data.datasets import read_dataset
 from ..data.manifests import Manifest
 from ..data.tables import read_table
 from ..encoder.mae import MASKING, MAEConfig, MAEEncoder
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/77_tagging_stages.ipynb #c0c09e23
 from .captioner_stages import CAPTIONER_CODE
