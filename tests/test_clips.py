@@ -170,7 +170,7 @@ import sys, time
 from pathlib import Path
 import logocentric.data.clips, logocentric.data.corpus
 from logocentric.data.clips import build_clips, read_clip
-from logocentric.data.manifests import read_table
+from logocentric.data.tables import read_table
 place, rank = Path(sys.argv[1]), sys.argv[2]
 logocentric.data.clips.SHARD = logocentric.data.corpus.SHARD = 2
 def slow(path, *args):
