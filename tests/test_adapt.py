@@ -15,7 +15,6 @@ from logocentric.runs import TrainConfig
 from logocentric.steps import evaluate
 from logocentric.training import train
 
-pytestmark = pytest.mark.usefixtures('one_thread')
 
 OLD = ['the weather of oslo is cold and clear', 'lisbon is warm and windy in spring', 'they say that cairo is hot',
        'bergen is wet'] * 4

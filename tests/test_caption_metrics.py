@@ -11,7 +11,6 @@ from logocentric.data.descriptions import describe_clip
 from logocentric.metrics import Score, wilson_interval
 from logocentric.reasoner import knowledge
 
-pytestmark = pytest.mark.usefixtures('one_thread')
 
 REFERENCES = [
     ['a slow piano ballad with soft strings', 'soft strings under a slow and sad piano'],

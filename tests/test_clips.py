@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 import logocentric.data.clips, logocentric.data.corpus
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.audio.decoding import load_audio
-from logocentric.core import LogocentricError, read_json, shared_path
+from logocentric.core import LogocentricError, shared_path
 from logocentric.data.clips import Clips, build_clips, clips_bytes, read_clip
 from logocentric.data.clipset import ClipSet, Crops, LazyPairs, Part, clip_frames, crop_window, sound_mask
 from logocentric.data.corpus import build_corpus
@@ -263,15 +263,17 @@ def test_real_esc10(tmp_path):
 
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
-    "The same interface on rendered music and sounds, recordings, shards, parts, and clips that are made when asked for."
+    "One interface: rendered music and sounds, recordings, shards, parts, and clips that are made when asked for."
     folder = tmp_path_factory.mktemp('sets')
     for i in range(4): put(folder/f'{i}.wav', .5 + .2*i, seed=i)
-    (folder/'list.csv').write_text('path,labels,text\n' + ''.join(f'{i}.wav,a;b{i},text {i}\n' for i in range(3)) + '3.wav,,\n')
+    rows = ''.join(f'{i}.wav,a;b{i},text {i}\n' for i in range(3))
+    (folder/'list.csv').write_text(f'path,labels,text\n{rows}3.wav,,\n')
     music = build_corpus(folder/'music', 4, seed=5, processes=1)
     clips = build_clips(folder/'clips', read_table(folder/'list.csv'), SECONDS, 1)
     shards = write_shards(folder/'shards', clips, size=3, seed=None, processes=1)
     sounds = build_sounds(folder/'sounds', 4, seed=6, processes=1)
-    return dict(music=music, sounds=sounds, clips=clips, shards=shards, lazy=LazyCorpus(4, seed=5), part=Part(shards, 0, 4))
+    lazy, part = LazyCorpus(4, seed=5), Part(shards, 0, 4)
+    return dict(music=music, sounds=sounds, clips=clips, shards=shards, lazy=lazy, part=part)
 
 
 @pytest.mark.parametrize('name', ['music', 'sounds', 'clips', 'shards', 'lazy', 'part'])

@@ -345,7 +345,8 @@ def methods(path):
 
 
 LONG_MODULES = {}  # module -> why it has more than 600 lines
-LARGE_CLASSES = {} # class -> why it has more than 20 methods
+LARGE_CLASSES = {  # class -> why it has more than 20 methods
+    'Captioner': 'eight of them are what `transformers` and the training loop call'}
 
 @modules
 def test_a_module_can_be_held_in_mind(path):

@@ -1,17 +1,18 @@
 """The corpus: true, varied and genre-free descriptions, repeatable sound, resumable builds, and a fixed difficulty."""
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 import numpy as np, pytest
+from logocentric import core
+from logocentric.core import code_hash, shipped_path
 from logocentric.data import corpus
 from logocentric.data.composition import PROGRAMS, TEMPO_RANGES, compose_score, make_band
-from logocentric.data.corpus import (CORPUS_MODULES, CORPUS_TABLES, build_corpus, corpus_code, draw_production,
-                                     render)
+from logocentric.data.corpus import CORPUS_MODULES, build_corpus, draw_production, render
 from logocentric.data.descriptions import describe_clip, genre_words
 from logocentric.data.difficulty import bayes_ceiling, difficulty, single_cues
 from logocentric.data.rendering import loudness, play_track
 from logocentric.data.styles import (ATTRIBUTES, FMA_LABELS, GTZAN_LABELS, LABEL_STYLES, STYLES, allowed_feels,
-                                     corpus_clip, load_table, sample_clip)
+                                     corpus_clip, sample_clip)
 
 @pytest.fixture(scope='module')
 def clips(): return [sample_clip(11, i) for i in range(5000)]
@@ -104,24 +105,35 @@ def test_shards_do_not_depend_on_processes(tmp_path, monkeypatch):
     again = build_corpus(tmp_path/'one', 20, seed=17, processes=1)
     assert np.array_equal(again.features[:], before) and again.specs() == [sample_clip(17, i) for i in range(20)]
 
-def test_a_change_of_a_table_changes_the_key_of_a_corpus(monkeypatch):
-    before = corpus_code()
-    for changed in CORPUS_TABLES:
-        def edited(name): return load_table(name) | (dict(other={}) if name == changed else {})
-        with monkeypatch.context() as m:
-            m.setattr(corpus, 'load_table', edited)
-            assert corpus_code() != before
-    def reordered(name): return dict(reversed(load_table(name).items()))       # an order decides what is drawn
-    monkeypatch.setattr(corpus, 'load_table', reordered)
-    assert corpus_code() != before
+TABLES = 'attributes.toml', 'styles.toml', 'composition.toml', 'descriptions.toml', 'productions.toml'
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    "A copy of the tables that may be changed, and the key of a corpus under them."
+    for table in TABLES: shutil.copy(shipped_path(table), tmp_path)
+    monkeypatch.setattr(core, 'shipped_path', lambda name: tmp_path/name)
+    def key():
+        code_hash.cache_clear()
+        return code_hash(*CORPUS_MODULES)
+    yield tmp_path, key
+    code_hash.cache_clear()
+
+def test_a_change_of_a_table_changes_the_key_of_a_corpus(tables):
+    folder, key = tables
+    before = key()
+    for changed in TABLES:
+        text = (folder/changed).read_text()
+        (folder/changed).write_text(text + '\n[other]\n')
+        assert key() != before, changed
+        (folder/changed).write_text(text)
+    assert key() == before
 
 def test_the_key_of_a_corpus_counts_every_chapter_and_table():
     folder = Path(corpus.__file__).parent
     sources = [(folder/f'{name[5:]}.py').read_text() for name in CORPUS_MODULES if name.startswith('data.')]
     used = {f'data.{m}' for source in sources for m in re.findall(r'^from \.(\w+) import', source, re.M)}
     assert used - {'data.clipset'} <= set(CORPUS_MODULES)
-    tables = {t for p in folder.glob('*.py') for t in re.findall(r"load_table\('(\w+\.toml)'\)", p.read_text())}
-    assert tables - {'mixtures.toml'} == set(CORPUS_TABLES)
+    assert {t for source in sources for t in re.findall(r"load_asset\('(\w+\.toml)'\)", source)} == set(TABLES)
 
 def test_ceilings_and_single_cues():
     for labels, seed, floor in (('gtzan', 18, .95), ('fma', 19, .85)):

@@ -13,7 +13,7 @@ from logocentric import cache
 from logocentric.core import LogocentricError, cache_path, config_hash, cores, read_json, set_seed
 from logocentric.cache import all_processes, world_size, quiet, save_on_main_process, cached_folder
 from logocentric.encoder.shipped import Recipe, train_encoder
-from logocentric.pipeline.experiments import go_on_alone
+from logocentric.pipeline.report import leave_launch
 from logocentric.reasoner.knowledge import Sentence
 from logocentric.encoder.mae import MAEConfig, MAEModel, clip_noise
 from logocentric.reasoner.training import SelectedTokenLoss, ReasonerSize, KnowledgeDataset, untrained_reasoner
@@ -174,7 +174,7 @@ def encoder(folder):
 
 def parted():
     "After the others are gone."
-    main = go_on_alone()
+    main = leave_launch()
     return main, world_size(), os.environ.get('OMP_NUM_THREADS'), torch.get_num_threads() == cores()
 
 def first(folder, rank):
@@ -273,7 +273,7 @@ def test_an_encoder_is_trained_together(two):
     assert read_json(folder/'ear'/'history.json')['passes'] == passes
     assert read_json(folder/'ear'/'recipe.json') == TINY.to_dict() and (folder/'ear'/'model.safetensors').exists()
 
-def test_who_goes_on_alone_has_all_cores(two):
+def test_who_leaves_a_launch_has_all_cores(two):
     assert [process['parted'] for process in two[1]] == [(True, 1, None, True), (False, 1, None, True)]
 
 # One process

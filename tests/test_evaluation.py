@@ -13,8 +13,6 @@ from logocentric.reasoner.sentences import SentenceReasoner
 from logocentric.reasoner.tasks import attribute_accuracy, stated_attributes
 from test_caption_metrics import CAPTIONS, REFERENCES, TAGS, TRAINING
 
-pytestmark = pytest.mark.usefixtures('one_thread')
-
 
 def test_vocabulary_and_length():
     assert vocabulary(['A slow piano.', 'slow, slow drums']) == 4  # a slow piano drums

@@ -1,182 +1,244 @@
 "End to end at scale smoke: from nothing to tables, figures, a report, and a model that describes a file."
-import hashlib, os, signal, subprocess, sys, time
+import hashlib, os, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from logocentric.core import LogocentricError, load_records, project_root, read_json
-from logocentric.pipeline.experiments import EXPERIMENTS, Lab, run_experiment
-from logocentric.pipeline.scales import SCALES
-from logocentric.pipeline.report import reproduce
+from logocentric.core import LogocentricError, load_records, project_root, read_json, run_path
 from logocentric.memory import less_memory
+from logocentric.pipeline.captioner_stages import lazy_clips, text_decoder, trained_captioner
+from logocentric.pipeline.data_stages import rendered_clips, tokenizer, training_clips
+from logocentric.pipeline.encoder_stages import masked_autoencoder, multitask_encoder
+from logocentric.pipeline.experiments import EXPERIMENTS, run_experiment
+from logocentric.pipeline.reasoner_stages import reasoner_stage
+from logocentric.pipeline.report import reproduce
+from logocentric.pipeline.results import genre_row
+from logocentric.pipeline.scales import SCALES, ReasonerScale, Setup
+from logocentric.pipeline.schedule import answering_stages, training_stages
+from logocentric.pipeline.stage import in_order
+from logocentric.pipeline.tagging_stages import tagging_setup, trained_classifier, trained_tagger
 from logocentric.training import train
 
-ROOT = project_root()
+ROOT, SMOKE = project_root(), SCALES['smoke']
 
 
 @pytest.fixture(scope='module')
-def home(home):
-    "With the paper's numbers in it, so that a test run neither finds nor leaves anything in the checkout."
-    (home/'data').mkdir()
-    (home/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
-    return home
+def run(smoke_home):
+    "The folder of a whole run."
+    return smoke_home/'data'/'runs'/'smoke-1'
 
 
 @pytest.fixture(scope='module')
-def told(home): return reproduce('smoke', seed=1)
+def report(run): return reproduce('smoke', seed=1)
 
 
-def test_reproduce_tells_tables_and_report(told, home):
-    for words in ('Table 1', 'Table 2', 'Figure 2', 'Figure 4', 'not comparable', 'GPT-Neo-1.3B', 'the paper, on recordings'): assert words in told
-    page = (home/'data'/'runs'/'smoke-1'/'report.html').read_text()
+def test_reproduce_gives_tables_and_report(report, run):
+    for words in ('Table 1', 'Table 2', 'Figure 2', 'Figure 4', 'not comparable', 'GPT-Neo-1.3B',
+                  'the paper, on recordings'): assert words in report
+    page = (run/'report.html').read_text()
     assert '<table' in page and page.count('<img') >= 4
-    for picture in (home/'data'/'runs'/'smoke-1'/'figures').glob('*.png'): assert picture.name in page
+    pictures = [p for name in EXPERIMENTS for p in (run/'figures').glob(f"{name.split('_')[0]}*.png")]
+    assert len(pictures) >= 4 and all(picture.name in page for picture in pictures)
 
 
-def test_every_experiment_ran_to_its_end(told, home):
+def test_every_experiment_ran_to_its_end(report, run):
     for name in EXPERIMENTS:
-        run = read_json(home/'data'/'runs'/'smoke-1'/f'{name}.ipynb')['metadata']['papermill']
-        assert run['end_time'] and run['exception'] is None
+        meta = read_json(run/f'{name}.ipynb')['metadata']['papermill']
+        assert meta['end_time'] and meta['exception'] is None
 
 
-def test_records_hold_what_a_reader_needs(told, home):
-    records = {r.name: r for r in load_records(home/'data'/'runs'/'smoke-1'/'records')}
+def test_records_hold_what_a_reader_needs(report, run):
+    records = {r.name: r for r in load_records(run/'records') if r.name in EXPERIMENTS}
     assert set(records) == set(EXPERIMENTS)
     for r in records.values(): assert r.params['seed'] == 1 and r.seconds > 0 and r.versions['torch']
-    for row in records['table1_reasoner_size'].metrics['rows']:
+    first, second = (records[name].metrics['rows'] for name in ('table1_reasoner_size', 'table2_data_scale'))
+    for row in first:
         for source in ('predicted', 'true'):
             s = row[source]
-            assert s['n'] == row['n'] == SCALES['smoke'].test and 0 <= s['low'] <= s['value'] <= s['high'] <= 1
-    assert {r['reader'] for r in records['table1_reasoner_size'].metrics['rows']} == set(SCALES['smoke'].readers)
-    assert {r['pairs'] for r in records['table2_data_scale'].metrics['rows']} == set(SCALES['smoke'].pairs)
+            assert s['n'] == row['n'] == SMOKE.data.test and 0 <= s['low'] <= s['value'] <= s['high'] <= 1
+    assert {r['reasoner'] for r in first} == set(SMOKE.reasoner.names)
+    assert {r['pairs'] for r in second} == set(SMOKE.data.pairs)
 
 
-def test_a_second_call_makes_nothing(told, home):
-    marks = lambda: {p: p.stat().st_mtime_ns for p in (home/'data').rglob('*') if p.name in ('done.json', 'config.json') or p.suffix == '.ipynb'}
+def test_a_second_call_makes_nothing(report, run):
+    setup = Setup.at('smoke', 1)
+    stages = in_order([*training_stages(setup), *answering_stages(setup)])
+    made = [stage.folder()/'done.json' for stage in stages if (stage.folder()/'done.json').exists()]
+    executed = [run/f'{name}.ipynb' for name in EXPERIMENTS]
+    published = list(run_path('models', 'smoke').rglob('*.json'))
+    assert len(made) > 50 and len(published) > 4
+    marks = lambda: {p: p.stat().st_mtime_ns for p in (*made, *executed, *published)}
     before = marks()
     again = reproduce('smoke', seed=1)
-    assert marks() == before and again.splitlines()[:-1] == told.splitlines()[:-1]
+    assert marks() == before and again.splitlines()[:-1] == report.splitlines()[:-1]
 
 
-def test_test_sets_share_no_clip_with_training(told):
-    lab = Lab.at('smoke', 1)
-    seen = set(lab.corpus('train').table.id)
+def test_test_sets_share_no_clip_with_training(report):
+    setup = Setup.at('smoke', 1)
+    train_set = training_clips(setup, 'train').load()
+    seen = {train_set.features[i].tobytes() for i in range(len(train_set))}
     for split in ('valid', 'heldout', 'gtzan', 'gtzan_shifted', 'fma_shifted'):
-        new = lab.corpus(split)
-        heard = {lab.corpus('train').features[i].tobytes() for i in range(len(lab.corpus('train')))}
-        assert not heard & {new.features[i].tobytes() for i in range(len(new))}
+        new = rendered_clips(setup, split).load()
+        assert not seen & {new.features[i].tobytes() for i in range(len(new))}
 
 
-def test_equal_steps_whatever_the_pairs(told):
-    lab = Lab.at('smoke', 1)
-    configs = [read_json(lab.captioner(n)/'done.json')['config'] for n in lab.scale.pairs]
-    assert configs[0]['train'] == configs[1]['train'] and lab.scale.pairs[1] >= 8*lab.scale.pairs[0]
+def test_equal_steps_whatever_the_pairs(report):
+    setup = Setup.at('smoke', 1)
+    few, many = pairs = setup.scale.data.pairs
+    configs = [read_json(trained_captioner(setup, n).folder()/'done.json')['config'] for n in pairs]
+    assert [c['n'] for c in configs] == [few, many] and many >= 8*few
+    assert configs[0]['train'] == configs[1]['train']
     mini = SCALES['mini']
-    assert mini.pairs[1] >= 10*mini.pairs[0] and len(mini.readers) >= 3 and mini.test >= 1000
+    assert mini.data.pairs[1] >= 10*mini.data.pairs[0] and len(mini.reasoner.names) >= 3 and mini.data.test >= 1000
 
 
-def test_unknown_parameters_and_scales_are_refused(home):
-    with pytest.raises(LogocentricError, match='no parameter colour'): run_experiment('table1_reasoner_size', scale='smoke', colour='red')
-    with pytest.raises(LogocentricError, match='unknown scale'): Lab.at('huge')
+def test_unknown_parameters_and_scales_are_refused(smoke_home):
+    with pytest.raises(LogocentricError, match='no parameter colour'):
+        run_experiment('table1_reasoner_size', scale='smoke', colour='red')
+    with pytest.raises(LogocentricError, match='unknown scale'): Setup.at('huge')
 
 
-def test_models_by_name_or_folder(told, home, tmp_path):
-    "The way of scale `paper`: decoder and reasoner are loaded by name, here from folders with tiny models of the same architectures."
+def tiny_models(folder, tokenizer):
+    "A decoder and a reasoner of the paper's architectures, as they would lie on a disk."
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
-    tokenizer = Lab.at('smoke', 1).tokenizer()
     ids = dict(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=256, **ids)).save_pretrained(tmp_path/'gpt2')
-    GPTNeoForCausalLM(GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
-                                   max_position_embeddings=256, **ids)).save_pretrained(tmp_path/'neo')
-    for name in ('gpt2', 'neo'): tokenizer.save_pretrained(tmp_path/name)
-    scale = replace(SCALES['smoke'], decoder=str(tmp_path/'gpt2'), warmup=None, readers=(str(tmp_path/'neo'),))
-    row = Lab(scale, 1).row('gtzan', str(tmp_path/'neo'), scale.pairs[-1])
-    assert row['n'] == scale.test and 0 <= row['predicted']['value'] <= 1
-    missing = Lab(replace(scale, readers=('/no/such/model',)), 1)
-    with pytest.raises(LogocentricError, match='no language model'): missing.row('gtzan', '/no/such/model', scale.pairs[-1])
-    assert SCALES['paper'].decoder == 'gpt2-medium' and SCALES['paper'].readers == ('gpt2-large', 'EleutherAI/gpt-neo-1.3B')
+    gpt2 = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=256, **ids)
+    neo = GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
+                       max_position_embeddings=256, **ids)
+    GPT2LMHeadModel(gpt2).save_pretrained(folder/'gpt2')
+    GPTNeoForCausalLM(neo).save_pretrained(folder/'neo')
+    for name in ('gpt2', 'neo'): tokenizer.save_pretrained(folder/name)
+    return str(folder/'gpt2'), str(folder/'neo')
 
 
-def test_pairs_beyond_what_is_kept_are_rendered(home, one_thread):
-    "As at scale `gpu`: the clips that are rendered while training are those that would have been kept, and there is one sound for four of them."
-    scale = replace(SCALES['smoke'], kept=8, pairs=(8, 24))
-    lab, whole = Lab(scale, 3), Lab(replace(scale, kept=None), 3)
-    assert (len(lab.corpus('train')), len(whole.corpus('train'))) == (8, 24) and not lab.is_live(8) and not whole.is_live(24)
-    live = lab.live(24)
-    assert len(live) == 30 and live.clips.clip(29)['id'].startswith('sound ')
+def test_models_by_name_or_folder(report, tmp_path):
+    "The way of scale `paper`: decoder and reasoner are loaded by name, here from folders with tiny models."
+    gpt2, neo = tiny_models(tmp_path, tokenizer(Setup.at('smoke', 1)).load())
+    captioner = replace(SMOKE.captioner, decoder=gpt2, warmup=None)
+    setup = Setup(replace(SMOKE, captioner=captioner, reasoner=ReasonerScale((neo,))), 1)
+    most = SMOKE.data.pairs[-1]
+    row = genre_row(setup, 'gtzan', neo, most)
+    assert row['n'] == SMOKE.data.test and 0 <= row['predicted']['value'] <= 1
+    missing = Setup(replace(setup.scale, reasoner=ReasonerScale(('/no/such/model',))), 1)
+    with pytest.raises(LogocentricError, match='no language model'): genre_row(missing, 'gtzan', '/no/such/model', most)
+    paper = SCALES['paper']
+    assert paper.captioner.decoder == 'gpt2-medium'
+    assert paper.reasoner.names == ('gpt2-large', 'EleutherAI/gpt-neo-1.3B')
+
+
+def test_pairs_beyond_what_is_kept_are_rendered(smoke_home):
+    "As at scale `gpu`: what is rendered while training is what would have been kept, with one sound for four clips."
+    def sized(kept): return Setup(replace(SMOKE, data=replace(SMOKE.data, kept=kept, pairs=(8, 24))), 3)
+    setup, whole = sized(8), sized(None)
+    kept, every = (training_clips(s, 'train').load() for s in (setup, whole))
+    assert (len(kept), len(every)) == (8, 24) and lazy_clips(setup, 8) is None and lazy_clips(whole, 24) is None
+    lazy = trained_captioner(setup, 24).lazy_pairs()
+    assert len(lazy) == 30 and lazy.clips.clip(29)['id'].startswith('sound ')
     for i in (0, 7, 23):
-        clip = live.clips.clip(i)
-        assert (clip['logmel'] == whole.corpus('train').features[i]).all() and clip['text'] == whole.corpus('train').table.description[i]
-    learned = read_json(lab.captioner(24)/'done.json')['config']
-    assert learned['pairs'] == 24 and learned['corpora'][0] == lab.corpus('train').folder.name
-    assert Lab.at('gpu').is_live(100_000) and not Lab.at('gpu').still
+        clip = lazy.clips.clip(i)
+        assert (clip['logmel'] == every.features[i]).all() and clip['text'] == every.table.description[i]
+    learned = read_json(trained_captioner(setup, 24).folder()/'done.json')['config']
+    assert learned['n'] == 24 and learned['pairs']['clips'] == training_clips(setup, 'train').key
+    gpu = Setup.at('gpu')
+    assert lazy_clips(gpu, 100_000) is not None and not gpu.scale.captioner.is_frozen
 
 
-def test_every_model_can_be_learned_in_parts(home, one_thread, monkeypatch):
-    "A run whose memory was too small: smaller batches, activations computed again, and the stages that are looked for afterwards."
-    lab, asked = Lab(replace(SCALES['smoke'], pairs=(8, 16)), 4), []
+def test_every_model_can_be_learned_in_parts(smoke_home, monkeypatch):
+    "A run whose memory was too small: smaller batches, activations computed again, the same stages looked for later."
+    setup, seen = Setup(replace(SMOKE, data=replace(SMOKE.data, pairs=(8, 16))), 4), []
     def noted(model, data, config, *args, **kwargs):
-        asked.append((config.batch_size, config.accumulation, config.recompute))
+        seen.append((config.batch_size, config.accumulation, config.recompute))
         return train(model, data, config, *args, **kwargs)
-    for module in ('captioner', 'experiments', 'pretrain', 'reader', 'table3'): monkeypatch.setattr(f'logocentric.{module}.train', noted)
-    def models(): return [lab.mae(.15), lab.voice(), lab.captioner(8), lab.ear(), lab.reasoner('small'), lab.table3().tagger('small'), lab.table3().direct()]
-    with less_memory(parts=2, recompute=True): made = models()
-    assert sorted(asked) == [(4, 2, True)]*6 + [(32, 2, True)]
-    assert models() == made and len(asked) == 7
+    package = [module for name, module in sys.modules.items() if name.startswith('logocentric.')]
+    for module in package:
+        if vars(module).get('train') is train: monkeypatch.setattr(module, 'train', noted)
+    def stages():
+        tags = tagging_setup(setup)
+        yield from (masked_autoencoder(setup, .15), text_decoder(setup), trained_captioner(setup, 8))
+        yield from (multitask_encoder(setup), reasoner_stage(setup, 'small'))
+        yield from (trained_tagger(tags, 'small'), trained_classifier(tags))
+    with less_memory(parts=2, recompute=True): made = [stage.folder() for stage in stages()]
+    assert sorted(seen) == [(4, 2, True)]*6 + [(32, 2, True)]
+    assert [stage.folder() for stage in stages()] == made and len(seen) == 7
 
 
 def test_parts_that_cannot_be_are_refused_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path))
-    with pytest.raises(LogocentricError, match='8 clips in a step cannot be shared by 1 process.* with 3 part'): reproduce('smoke', parts=3)
+    said = '8 clips in a step cannot be shared by 1 process.* with 3 part'
+    with pytest.raises(LogocentricError, match=said): reproduce('smoke', parts=3)
     assert not list(tmp_path.iterdir()) and 'LOGOCENTRIC_PARTS' not in os.environ
 
 
-@pytest.mark.parametrize('pairs, said', [('2000, x', 'expected numbers of pairs'), ('20, 10', 'from few to many'), ('', '')])
-def test_numbers_of_pairs(pairs, said):
-    if not said: assert Lab.at('smoke', pairs=pairs).scale.pairs == SCALES['smoke'].pairs and Lab.at('smoke', pairs='4,9').scale.pairs == (4, 9)
-    else:
-        with pytest.raises(LogocentricError, match=said): Lab.at('smoke', pairs=pairs)
+@pytest.mark.parametrize('pairs, said', [('2000, x', 'expected numbers of pairs'), ('20, 10', 'from few to many')])
+def test_numbers_of_pairs_that_are_none_are_refused(pairs, said):
+    with pytest.raises(LogocentricError, match=said): Setup.at('smoke', pairs=pairs)
 
 
-def test_a_curve_of_pairs(told, home, one_thread):
+def test_numbers_of_pairs():
+    assert Setup.at('smoke', pairs='').scale.data.pairs == SMOKE.data.pairs
+    assert Setup.at('smoke', pairs='4,9').scale.data.pairs == (4, 9)
+
+
+def test_a_curve_of_pairs(report, run):
     "Table 2 with three numbers of pairs is a curve, and its record says that they are not the scale's."
     output = run_experiment('table2_data_scale', 'smoke', 1, pairs='8, 32, 64')
-    assert (home/'data'/'runs'/'smoke-1'/'figures'/'table2_accuracy.png').exists() and output.exists()
-    record, = [r for r in load_records(home/'data'/'runs'/'smoke-1'/'records', name='table2_data_scale') if 'pairs' in r.params]
+    assert (run/'figures'/'table2_accuracy.png').exists() and output.exists()
+    record, = [r for r in load_records(run/'records', name='table2_data_scale') if 'pairs' in r.params]
     assert sorted({r['pairs'] for r in record.metrics['rows']}) == [8, 32, 64]
 
 
 @pytest.mark.slow
 def test_reproduce_under_a_launch(tmp_path):
-    "Two processes over gloo: one report, and the stages are made once. `torchrun` starts what `accelerate launch` starts where there are GPUs."
+    "Two processes over gloo: one report, stages made once. (On GPUs `accelerate launch` does what `torchrun` does.)"
     (tmp_path/'data').mkdir()
-    (tmp_path/'data'/'published.json').write_bytes((ROOT/'data'/'published.json').read_bytes())
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29531', str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke', '--seed', '5']
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=os.environ | dict(LOGOCENTRIC_HOME=str(tmp_path), OMP_NUM_THREADS='1'))
+    shutil.copy(ROOT/'data'/'published.json', tmp_path/'data')
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29531']
+    program = str(Path(sys.executable).with_name('logocentric'))
+    command = [*launch, program, 'reproduce', '--scale', 'smoke', '--seed', '5']
+    env = os.environ | dict(LOGOCENTRIC_HOME=str(tmp_path), OMP_NUM_THREADS='1')
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=env)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count('# logocentric: scale smoke, seed 5') == 1
-    captioner, = [p for p in (tmp_path/'data'/'cache'/'captioner').iterdir() if read_json(p/'done.json')['config']['pairs'] == 64]
+    made = list((tmp_path/'data'/'cache'/'captioner').iterdir())
+    captioner, = [p for p in made if read_json(p/'done.json')['config']['n'] == 64]
     assert (captioner/'model.safetensors').exists() and len(read_json(captioner/'history.json')['rows']) == 4
 
 
-def test_papermill_from_the_root(told, home, tmp_path):
+def test_papermill_from_the_root(report, tmp_path):
     "The command that the README shows."
-    command = [sys.executable, '-m', 'papermill', 'nbs/experiments/table1_reasoner_size.ipynb', str(tmp_path/'out.ipynb'), '-p', 'scale', 'smoke', '-p', 'seed', '1']
+    notebook, output = 'nbs/experiments/table1_reasoner_size.ipynb', tmp_path/'out.ipynb'
+    command = [sys.executable, '-m', 'papermill', notebook, str(output), '-p', 'scale', 'smoke', '-p', 'seed', '1']
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    assert read_json(tmp_path/'out.ipynb')['metadata']['papermill']['exception'] is None
+    assert read_json(output)['metadata']['papermill']['exception'] is None
+
+
+CODE = """
+from logocentric.pipeline.captioner_stages import trained_captioner
+from logocentric.pipeline.scales import Setup
+print(trained_captioner(Setup.at('smoke', 2)).folder())
+"""
+
+def start(home, **options):
+    "A run in a process of its own."
+    env = {**os.environ, 'LOGOCENTRIC_HOME': str(home), 'LOGOCENTRIC_QUIET': '1'}
+    return subprocess.Popen([sys.executable, '-c', CODE], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                            text=True, **options)
+
+
+def kill_when_seen(home, kind):
+    "Kill a run as soon as a stage of this kind has a file."
+    run, deadline = start(home, start_new_session=True), time.time() + 120
+    seen = lambda: list((home/'data'/'cache'/kind).glob('*/*'))
+    while not seen() and run.poll() is None and time.time() < deadline: time.sleep(.02)
+    assert run.poll() is None, 'the run ended before it could be killed'
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
 
 
 def test_a_killed_run_continues(tmp_path):
-    "Kill a run twice, at different moments; the third call ends with the very weights of a run that was left alone."
-    code = "from logocentric.pipeline.experiments import Lab; lab = Lab.at('smoke', 2); print(lab.captioner(lab.scale.pairs[-1]))"
-    def start(home, **options):
-        env = {**os.environ, 'LOGOCENTRIC_HOME': str(home), 'LOGOCENTRIC_QUIET': '1'}
-        return subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options)
+    "Killed twice, at different moments; the third call ends with the very weights of a run that was left alone."
     def finish(home): return Path(start(home).communicate(timeout=300)[0].split()[-1])
-    for seen in ('corpus', 'mae'):
-        run, deadline = start(tmp_path/'killed', start_new_session=True), time.time() + 120
-        while not list((tmp_path/'killed'/'data'/'cache'/seen).glob('*/*')) and run.poll() is None and time.time() < deadline: time.sleep(.02)
-        assert run.poll() is None, 'the run ended before it could be killed'
-        os.killpg(run.pid, signal.SIGKILL); run.wait()
+    for kind in ('corpus', 'mae'): kill_when_seen(tmp_path/'killed', kind)
     killed, alone = finish(tmp_path/'killed'), finish(tmp_path/'alone')
-    digest = lambda folder: hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest() # to compare, and not to describe, megabytes
+    # to compare, and not to describe, megabytes
+    digest = lambda folder: hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
     assert digest(killed) == digest(alone)

@@ -14,8 +14,6 @@ from logocentric.runs import TrainConfig
 from logocentric.training import train
 from test_adapt import NEW, OLD, TOKENIZER, captioner, language, pairs, taught, teach # noqa: F401
 
-pytestmark = pytest.mark.usefixtures('one_thread')
-
 
 def test_rehearsal_remembers_and_a_pull_holds_back():
     forgot = {}

@@ -1,7 +1,7 @@
 "The knowledge keeps its promises: own words, no task prompt, every genre, many shapes."
 import ast, hashlib, importlib, inspect, random, re
 import pytest
-from logocentric.core import shipped_path
+from logocentric.core import load_asset, shipped_path
 from logocentric.reasoner import facts as F, knowledge as K
 from logocentric.reasoner.model import PROMPTS
 
@@ -51,7 +51,7 @@ def test_shares_no_table_with_the_corpus(data):
     files = {p.name for p in shipped_path().glob('*.toml')}
     assert set(OURS) | set(TASKS) <= files
     written = {c.lower() for c in constants if isinstance(c, str)}
-    written |= {s for name in files - {*OURS, *TASKS} for s in strings(F.load_asset(name))}
+    written |= {s for name in files - {*OURS, *TASKS} for s in strings(load_asset(name))}
     written |= {s for m in data for table in tables(m).values() for s in strings(table)}
     facts = {p.lower() for d in F.DIMENSIONS for e in F.load_facts()[d].values() for form in e.values() for p in form}
     assert not {p for p in written & facts if len(p.split()) >= 4}

@@ -1,4 +1,4 @@
-"What a run will cost: counted operations against torch's counter, memory against what torch keeps, and plans that add up."
+"What a run will cost: operations against torch's counter, memory against what torch keeps, and plans that add up."
 from dataclasses import replace
 from types import SimpleNamespace
 import pytest, torch
@@ -7,14 +7,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, set_seed
-from logocentric.pipeline.scales import SCALES
 from logocentric.encoder.mae import MASKING, MAEConfig, MAEModel
-from logocentric.pipeline.plan import (DEVICES, KNOWN, ROOM, Job, Terms, block_bytes, caption_bytes, captioner_parts,
-                                       count, encoder_bytes, find_device, language_bytes, language_config, learns,
-                                       on_paper, paint_bytes, paint_work, patches, peak, plan, reader_config,
-                                       speak_work, Work)
-from logocentric.pipeline.table3 import PLANS
-from logocentric.runs import TrainConfig
+from logocentric.pipeline.clocks import DEVICES, find_device
+from logocentric.pipeline.footprint import (block_bytes, captioner_bytes, encoder_bytes, language_bytes, mae_bytes,
+                                            peak_memory)
+from logocentric.pipeline.jobs import planned_reasoner
+from logocentric.pipeline.operations import (Operations, captioner_parts, count_parameters, language_config,
+                                             language_operations, mae_operations, without_weights)
+from logocentric.pipeline.plan import ROOM, plan
+from logocentric.pipeline.scales import SCALES
 
 CALM = dict(n_embd=64, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
 
@@ -35,62 +36,76 @@ def kept(model, run, half=False):
     own, found = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}, {}
     copies = {tuple(sorted(p.shape)) for p in model.parameters() if p.ndim == 2} if half else ()
     def keep(t):
-        if t.untyped_storage()._cdata not in own and tuple(sorted(t.shape)) not in copies: found[t.untyped_storage()._cdata] = t.untyped_storage()
+        if t.untyped_storage()._cdata not in own and tuple(sorted(t.shape)) not in copies:
+            found[t.untyped_storage()._cdata] = t.untyped_storage()
         return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast('cpu', torch.bfloat16, enabled=half): run()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast('cpu', torch.bfloat16,
+                                                                                     enabled=half):
+        run()
     return sum(s.nbytes() for s in found.values())
 
 
 # --- parameters
 
-@pytest.mark.parametrize('name, parameters', {'gpt2': 124_439_808, 'gpt2-medium': 354_823_168, 'gpt2-large': 774_030_080, 'EleutherAI/gpt-neo-1.3B': 1_315_575_808}.items())
+@pytest.mark.parametrize('name, parameters',
+                         {'gpt2': 124_439_808, 'gpt2-medium': 354_823_168, 'gpt2-large': 774_030_080,
+                          'EleutherAI/gpt-neo-1.3B': 1_315_575_808}.items())
 def test_published_sizes(name, parameters):
-    model = on_paper(lambda: AutoModelForCausalLM.from_config(language_config(name)))
-    assert count(model) == parameters and next(model.parameters()).is_meta
+    model = without_weights(lambda: AutoModelForCausalLM.from_config(language_config(name)))
+    assert count_parameters(model) == parameters and next(model.parameters()).is_meta
 
 
 def test_a_folder_is_read_and_an_unknown_name_explained(tmp_path):
     GPT2Config(n_embd=48, n_layer=3, n_head=3).save_pretrained(tmp_path)
     assert language_config(str(tmp_path)).n_embd == 48
-    with pytest.raises(LogocentricError, match='offline give a folder.*gpt2-medium'): language_config('nobody/has-this-model')
+    with pytest.raises(LogocentricError, match='offline give a folder.*gpt2-medium'):
+        language_config('nobody/has-this-model')
 
 
 # --- operations
 
 @pytest.mark.parametrize('ratio', MASKING.values())
 @pytest.mark.parametrize('name, frames', [('tiny', 256), ('mini', 320), ('small', 128), ('base', 16)])
-def test_painting_is_counted(name, frames, ratio):
+def test_masked_reconstruction_is_counted(name, frames, ratio):
     config = MAEConfig.preset(name, mask_ratio=ratio)
-    assert paint_work(config, frames).training() == pytest.approx(counted(MAEModel(config).train(), logmel=torch.zeros(1, frames, 80)), rel=.02)
+    assert mae_operations(config,
+                          frames).training() == pytest.approx(counted(MAEModel(config).train(),
+                                                                      logmel=torch.zeros(1, frames, 80)), rel=.02)
 
 
-@pytest.mark.parametrize('still', [False, True])
-@pytest.mark.parametrize('bridge', [{}, dict(lags=[1, 2]), dict(word_weight=0.), dict(spoken_share=.5, prefix_length=3)], ids=str)
-def test_captioning_is_counted(bridge, still):
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('bridge',
+                         [{}, dict(lags=[1, 2]), dict(word_weight=0.), dict(spoken_share=.5, prefix_length=3)], ids=str)
+def test_captioning_is_counted(bridge, frozen):
     parts = captioner_parts(MAEConfig.preset('tiny'), language_config(CALM, 600), **bridge)
     model, ids = Captioner(parts.config).train(), torch.randint(600, (4, 20))
-    model.encoder.requires_grad_(not still)
+    model.encoder.requires_grad_(not frozen)
     torchs = counted(model, input_ids=ids, labels=ids, logmel=torch.randn(4, 256, 80))
-    assert 4*parts.work(256, 20, still).training() == pytest.approx(torchs, rel=.02)
-    assert sum(parts.sizes.values()) == count(model)
+    assert 4*parts.operations(256, 20, frozen).training() == pytest.approx(torchs, rel=.02)
+    assert sum(parts.sizes.values()) == count_parameters(model)
 
 
 def test_a_base_block_of_both_is_counted():
-    parts = captioner_parts(MAEConfig.preset('base', num_hidden_layers=1), GPT2Config(n_embd=1024, n_layer=1, n_head=16, vocab_size=5000, bos_token_id=0, eos_token_id=0))
+    parts = captioner_parts(MAEConfig.preset('base', num_hidden_layers=1),
+                            GPT2Config(n_embd=1024, n_layer=1, n_head=16, vocab_size=5000, bos_token_id=0,
+                                       eos_token_id=0))
     ids = torch.randint(5000, (1, 16))
-    assert parts.work(64, 16).training() == pytest.approx(counted(Captioner(parts.config).train(), input_ids=ids, labels=ids, logmel=torch.randn(1, 64, 80)), rel=.02)
+    assert parts.operations(64,
+                            16).training() == pytest.approx(counted(Captioner(parts.config).train(), input_ids=ids,
+                                                                    labels=ids, logmel=torch.randn(1, 64, 80)), rel=.02)
 
 
-def test_readers_are_counted():
-    config = reader_config('medium', 500)
+def test_reasoners_are_counted():
+    config = planned_reasoner('medium', 500)
     model, ids = AutoModelForCausalLM.from_config(config).train(), torch.randint(500, (2, 30))
     model.loss_type = 'ForCausalLM'
-    assert 2*speak_work(config, 30).training() == pytest.approx(counted(model, input_ids=ids, labels=ids), rel=.02)
+    assert 2*language_operations(config, 30).training() == pytest.approx(counted(model, input_ids=ids, labels=ids),
+                                                                         rel=.02)
 
 
-def test_what_stands_still_costs_one_way():
-    moving, still = Work(10., 0., 1.), Work(10., 0., 1.).frozen()
-    assert (moving.training(), moving.training(recompute=True), still.training()) == (29., 39., 10.)
+def test_what_is_frozen_costs_one_way():
+    trained, frozen = Operations(10., 0., 1.), Operations(10., 0., 1.).as_frozen()
+    assert (trained.training(), trained.training(recompute=True), frozen.training()) == (29., 39., 10.)
 
 
 # --- memory
@@ -99,7 +114,9 @@ def test_what_stands_still_costs_one_way():
 @pytest.mark.parametrize('name, frames', [('tiny', 256), ('mini', 992), ('small', 128)])
 def test_what_an_autoencoder_keeps(name, frames, batch):
     model = MAEModel(MAEConfig.preset(name)).train()
-    assert batch*paint_bytes(model.config, frames, False) == pytest.approx(kept(model, lambda: model(logmel=torch.zeros(batch, frames, 80))), rel=.05)
+    assert batch*mae_bytes(model.config, frames,
+                           False) == pytest.approx(kept(model, lambda: model(logmel=torch.zeros(batch, frames, 80))),
+                                                   rel=.05)
 
 
 @pytest.mark.parametrize('half', [False, True])
@@ -117,7 +134,8 @@ def test_what_a_block_of_gpt2_keeps(way, kind, half):
 @pytest.mark.parametrize('half', [False, True])
 def test_what_a_block_of_gpt_neo_keeps(half):
     "In bfloat16 queries and keys go through single precision, and are kept twice."
-    make = lambda layers: GPTNeoConfig(vocab_size=100, hidden_size=64, num_layers=layers, num_heads=4, attention_types=[[['global', 'local'], layers//2]], max_position_embeddings=192)
+    make = lambda layers: GPTNeoConfig(vocab_size=100, hidden_size=64, num_layers=layers, num_heads=4,
+                                       attention_types=[[['global', 'local'], layers//2]], max_position_embeddings=192)
     def bytes_of(layers):
         model, ids = AutoModelForCausalLM.from_config(make(layers)).train(), torch.randint(100, (3, 40))
         return kept(model, lambda: model(input_ids=ids).logits.float().sum(), half)
@@ -131,14 +149,17 @@ def test_the_peak_is_a_bound_and_not_far_off():
     model, ids = Captioner(parts.config).train(), torch.randint(4000, (8, 48))
     model.decoder.set_attn_implementation('eager')
     optimizer = torch.optim.AdamW(model.parameters())
-    def step(): model(input_ids=ids, labels=ids, logmel=torch.zeros(8, 256, 80)).loss.backward(); optimizer.step(); optimizer.zero_grad()
+    def step():
+        model(input_ids=ids, labels=ids,
+              logmel=torch.zeros(8, 256, 80)).loss.backward(); optimizer.step(); optimizer.zero_grad()
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler: step()
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns())
-    held = highest = 12*count(model)
+    held = highest = 12*count_parameters(model)
     for e in events:
         if e.name() == '[memory]': held += e.nbytes(); highest = max(highest, held)
-    bound = sum(peak(count(model), count(model), 8, *caption_bytes(parts, 256, 48, False, False, False), False).values())
+    bound = sum(peak_memory(count_parameters(model), count_parameters(model), 8,
+                            *captioner_bytes(parts, 256, 48, False, False, False), False).values())
     assert highest < bound < 1.5*highest
 
 
@@ -149,7 +170,7 @@ def test_recomputing_keeps_less_and_takes_longer():
 
 # --- plans
 
-def plans(name, *args, **kwargs): return plan(SCALES[name], PLANS[name], *args, **kwargs)
+def plans(name, *args, **kwargs): return plan(SCALES[name], SCALES[name].tagging, *args, **kwargs)
 
 
 @pytest.mark.parametrize('name', SCALES)
@@ -157,14 +178,14 @@ def test_every_scale_has_a_plan(name):
     p = plans(name)
     table = p.table
     assert (table.hours >= 0).all() and table.hours.max() > 0 and table.index.is_unique
-    assert {f'captioner on {n:,} pairs' for n in SCALES[name].pairs} <= set(table.index)
+    assert {f'captioner on {n:,} pairs' for n in SCALES[name].data.pairs} <= set(table.index)
     assert repr(p).splitlines()[-1] == p.last_line() and 'on 1 x H100' in p.last_line()
 
 
 def test_the_paper_by_hand():
     "6 N for each token and clip, and the head; the encoder by its own parameters."
     job = next(j for j in plans('paper').jobs if j.title == 'captioner on 25,723 pairs')
-    steps, batch = SCALES['paper'].captioner.steps, 64
+    steps, batch = SCALES['paper'].captioner.train.steps, 64
     by_hand = steps*batch*6*(303e6*80 + 1024*50257*72 + 85e6*310)
     assert job.flops == pytest.approx(by_hand, rel=.08)
     assert job.parameters > 354_823_168 + 85_000_000
@@ -173,7 +194,8 @@ def test_the_paper_by_hand():
 def test_sums_add_up():
     p = plans('paper', 'A100-80', 4, price=2.)
     t, s = p.table, p.totals
-    assert s['hours'] == pytest.approx(t.hours.sum()) and s['paid_hours'] == pytest.approx(4*s['hours']) and s['cost'] == pytest.approx(8*s['hours'])
+    assert s['hours'] == pytest.approx(t.hours.sum()) and s['paid_hours'] == pytest.approx(4*s['hours'])
+    assert s['cost'] == pytest.approx(8*s['hours'])
     assert s['device_hours'] == pytest.approx((t.hours*t.devices).sum()) and s['device_hours'] < s['paid_hours']
     assert s['disk'] >= t.kept.sum() and f"{s['cost']:,.0f} USD at 2" in p.last_line()
 
@@ -189,21 +211,27 @@ def test_many_devices_share_memory_but_not_python():
     one, many = (plans('paper', count=n) for n in (1, 8))
     assert many.table.loc['captioner on 25,723 pairs', 'memory'] < one.table.loc['captioner on 25,723 pairs', 'memory']
     clocks = [next(j for j in p.jobs if j.title == 'captioner on 25,723 pairs').clocks(p.terms) for p in (one, many)]
-    assert clocks[1]['arithmetic'] == pytest.approx(clocks[0]['arithmetic']/8) and clocks[1]['python'] == clocks[0]['python']
+    assert clocks[1]['arithmetic'] == pytest.approx(clocks[0]['arithmetic']/8)
+    assert clocks[1]['python'] == clocks[0]['python']
     said = '\n'.join(many.warnings)
     assert 'while 7 wait' in said and not [w for w in one.warnings if 'wait' in w]
 
 
-@pytest.mark.parametrize('changes', [dict(batch_size=256, mixed_precision='no'), dict(batch_size=1024), dict(batch_size=96, mixed_precision='no')], ids=str)
-def test_the_knob_helps(changes):
+@pytest.mark.parametrize('changes',
+                         [dict(batch_size=256, mixed_precision='no'), dict(batch_size=1024),
+                          dict(batch_size=96, mixed_precision='no')], ids=str)
+def test_the_remedy_helps(changes):
     paper = SCALES['paper']
-    asked = replace(paper, captioner=replace(paper.captioner, **changes))
-    said = next(w for w in plan(asked, device='RTX4090').warnings if w.startswith('captioner on 25'))
+    trained = lambda recipe: replace(paper, captioner=replace(paper.captioner, train=recipe))
+    recipe = replace(paper.captioner.train, **changes)
+    said = next(w for w in plan(trained(recipe), device='RTX4090').warnings if w.startswith('captioner on 25'))
     option, _, tail = said.rpartition('; ')[2].partition('batch_size=')
     turned = eval(f'dict(batch_size={tail})')
-    assert option == (f"reproduce --parts {turned['accumulation']}{' --recompute'*turned.get('recompute', False)}, which is " if 'mixed_precision' not in turned else '')
+    flag = ' --recompute' if turned.get('recompute') else ''
+    expected = f"reproduce --parts {turned['accumulation']}{flag}, which is " if 'mixed_precision' not in turned else ''
+    assert option == expected
     assert turned['batch_size']*turned['accumulation'] == changes['batch_size']
-    better = plan(replace(paper, captioner=replace(asked.captioner, **turned)), device='RTX4090')
+    better = plan(trained(replace(recipe, **turned)), device='RTX4090')
     assert not [w for w in better.warnings if 'captioner' in w]
     assert better.table.loc['captioner on 25,723 pairs', 'memory'] <= ROOM*DEVICES['RTX4090'].memory
 
@@ -220,7 +248,8 @@ def test_batches_that_cannot_be_shared():
 
 def test_rendering_while_learning_is_waited_for():
     slow, fast = (plans('gpu', cores=n) for n in (2, 2000))
-    assert slow.table.loc['captioner on 400,000 pairs', 'limit'] == 'cores' and any('400,000 pairs: waits for 2 cores' in w for w in slow.warnings)
+    assert slow.table.loc['captioner on 400,000 pairs', 'limit'] == 'cores'
+    assert any('400,000 pairs: waits for 2 cores' in w for w in slow.warnings)
     assert not [w for w in fast.warnings if 'waits' in w]
     assert slow.table.loc['captioner on 2,000 pairs', 'limit'] != 'cores', 'kept clips are not rendered again'
     assert slow.table.loc['render music', 'kept'] < 400_000*160_000
@@ -245,8 +274,11 @@ def test_this_cpu_is_measured():
     assert not p.terms.fused and 'measured on this machine' in repr(p)
 
 
-def test_the_house_without_table3_and_a_scale_of_ones_own():
-    fields = {k: getattr(SCALES['mini'], k) for k in SCALES['mini'].__dataclass_fields__ if k not in ('ear', 'sounds')}
-    p = plan(SimpleNamespace(**fields))
+def test_a_run_without_table3_and_a_scale_of_ones_own():
+    mini = SCALES['mini']
+    subjects = {k: getattr(mini, k) for k in ('name', 'data', 'encoder', 'captioner', 'reasoner')}
+    p = plan(SimpleNamespace(**subjects
+                             | dict(encoder=replace(mini.encoder, multitask=None), data=replace(mini.data, sounds=0))))
     assert not [t for t in p.table.index if 'Table 3' in t or 'labels' in t]
-    assert p.table.loc['captioner on 6,000 pairs', 'scratch'] > 2*6000*1.25*126*960*2, 'columns of an ear that stands still lie on disk'
+    assert p.table.loc['captioner on 6,000 pairs',
+                       'scratch'] > 2*6000*1.25*126*960*2, 'embeddings of a frozen encoder lie on disk'

@@ -25,7 +25,6 @@ from logocentric.training import train
 from sklearn.base import clone
 
 CONFIG, MEL = FrontendConfig(), LogMel()
-pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ from logocentric.core import LogocentricError
 from logocentric.memory import OutOfMemory
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
-from logocentric.reasoner.labels import Trie, collisions, label_aliases, label_report, label_tokens, label_words
+from logocentric.reasoner.labels import Trie, collisions, label_report, label_tokens, label_words
 from logocentric.reasoner.model import CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, domain_premise, fill
 from logocentric.reasoner.scoring import tf32
 from logocentric.reasoner.training import (REASONER_SIZES, KnowledgeDataset, ReasonerSize, SelectedTokenLoss,

@@ -11,7 +11,7 @@ from logocentric.captioner.model import Captioner
 from logocentric.captioner.training_data import Pairs, tokenise
 from logocentric.data.clipset import Crops
 from logocentric.data.clips import build_clips
-from logocentric.core import LogocentricError, read_json
+from logocentric.core import LogocentricError
 from logocentric.data.corpus import build_corpus
 from logocentric.data.lists import DataError
 from logocentric.data.tables import read_table
@@ -23,10 +23,8 @@ from logocentric.data.shards import LazyCorpus, Shards, clip_bytes, clip_of_byte
 from logocentric.data.packing import _packing_of, write_shards
 from logocentric.data.sound_corpus import build_sounds
 from logocentric.runs import TrainConfig
-from logocentric.batches import batch_indices, fetch
+from logocentric.batches import fetch
 from logocentric.training import train
-
-pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def made(n, frames=6, first=0):

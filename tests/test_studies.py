@@ -1,145 +1,254 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.encoder.audio_encoder import load_encoder
-from logocentric.pipeline.scales import SCALES
-from logocentric.pipeline.experiments import Lab, run_experiment
-from logocentric.pipeline.plan import plan
 from logocentric.encoder.pretrain import Objective
+from logocentric.pipeline.captioner_stages import captioned_pairs, trained_captioner
+from logocentric.pipeline.data_stages import frontend
+from logocentric.pipeline.encoder_stages import captioner_encoder, masked_autoencoder, multitask_encoder
+from logocentric.pipeline.experiments import run_experiment
+from logocentric.pipeline.plan import plan
+from logocentric.pipeline.scales import SCALES, Setup
 
 
-def record(home, name, **parameters):
+def records(home, name, **params):
+    return load_records(home/'data'/'runs'/'smoke-1'/'records', name=name, **params)
+
+
+def run(home, name, **parameters):
     run_experiment(name, 'smoke', 1, **parameters)
-    return load_records(home/'data'/'runs'/'smoke-1'/'records', name=name)[0]
+    return records(home, name)[0]
 
 
-def test_the_study_of_ears_measures_every_variant(home):
-    metrics = record(home, 'ear_study').metrics
+def in_order(s): return s['low'] <= s['value'] <= s['high']
+
+
+# --- encoders
+
+@pytest.mark.slow
+def test_the_study_of_encoders_measures_every_variant(smoke_home):
+    metrics = run(smoke_home, 'encoder_study', steps=20).metrics
     assert {'log-mel statistics', 'random weights, 0', 'the recipe'} <= set(metrics['accuracy'])
+    assert 'reconstruction, 15 % masked' in metrics['accuracy']
     for row in metrics['accuracy'].values():
         assert set(row) == set(metrics['n']) == set(metrics['chance']) and all(0 <= v <= 1 for v in row.values())
 
 
-def test_the_probes_have_all_their_lines(home):
-    metrics = record(home, 'probe_ear').metrics
-    for task, lines in metrics['accuracy'].items():
-        assert {'log-mel statistics', 'random weights 0', 'the ear'} <= set(lines)
-        for s in lines.values(): assert 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == 40
-    assert {(p['task'], p['against']) for p in metrics['paired']} == {(t, line) for t in metrics['accuracy'] for line in ('log-mel statistics', 'random weights 0')}
+def test_the_probes_have_all_their_baselines(smoke_home):
+    metrics = run(smoke_home, 'probe_encoder').metrics
+    baselines = ('log-mel statistics', 'random weights 0')
+    for task, systems in metrics['accuracy'].items():
+        assert {*baselines, 'the encoder'} <= set(systems)
+        for s in systems.values(): assert 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == 40
+    asked = {(task, baseline) for task in metrics['accuracy'] for baseline in baselines}
+    assert {(p['task'], p['against']) for p in metrics['paired']} == asked
     assert all(p['p'] <= p['p_holm'] <= 1 for p in metrics['paired'])
 
 
-def test_a_captioner_begins_where_it_is_told(home):
-    labs = {start: Lab.at('smoke', 1, start) for start in ('random', 'ear', 'ear_random', 'paper75')}
-    assert len({lab.captioner(8) for lab in labs.values()}) == 4
-    shipped, painted = load_encoder(), labs['paper75'].mae_model(.75).encoder
-    for start, expected in (('ear', shipped.encoder), ('paper75', painted)):
-        for a, b in zip(getattr(labs[start].hearing()[0], 'encoder', labs[start].hearing()[0]).parameters(), expected.parameters(), strict=True): assert torch.equal(a, b)
-    assert labs['ear'].hearing()[1] == labs['ear_random'].hearing()[1] == shipped.frontend != labs['random'].hearing()[1] == labs['random'].frontend()
-    still = Captioner.from_pretrained(labs['ear'].captioner(8))
-    assert still.frontend.config.mean == shipped.frontend.mean and still.config.lags == list(labs['ear'].scale.lags)
-    assert all(torch.equal(a, b) for a, b in zip(still.encoder.parameters(), shipped.encoder.parameters(), strict=True))
-    assert labs['ear'].still and not labs['ear_random'].still
-    with pytest.raises(LogocentricError, match='unknown start'): Lab.at('smoke', 1, 'asleep')
-
-
-def test_an_ear_that_stands_still_hears_training_clips_twice(home, tmp_path):
-    lab = Lab.at('smoke', 1, 'ear')
-    model = lab.unheard(8)
-    learn, valid = lab.lessons(model, 8, tmp_path)
-    plain = lab.pairs('train', 8)
-    n, many = len(plain), learn.logmels[0].shape[0]
-    assert len(learn) == 2*n and learn.texts == plain.texts*2 and len(valid) == len(lab.pairs('valid')) and valid.crop is None
-    assert learn.crop == (many//3, many) and not any(np.array_equal(a, b) for a, b in zip(learn.logmels[:n], learn.logmels[n:]))
-    assert all(a is None or (len(a) == many and a.any() == b.any()) for a, b in zip(learn.active, plain.active*2))
-    again, _ = lab.lessons(model, 8, tmp_path)
-    assert all(np.array_equal(a, b) for a, b in zip(learn.logmels, again.logmels)) and not any(p.requires_grad for p in model.encoder.parameters())
-    assert lab.bridge['lags'] == list(lab.scale.lags) and 'lags' not in Lab.at('smoke', 1, 'ear_random').bridge
-
-
-def test_each_way_to_learn_is_a_stage_of_its_own(home):
-    lab = Lab.at('smoke', 1)
-    ways = [lab.ear(), lab.ear(Objective(mask_ratios=(.15,))), lab.ear(of='music'), lab.ear(patch_frames=8), lab.ear(steps=2), lab.ear(Objective(reconstruction=0.))]
-    assert len(set(ways)) == 6 and lab.ear() == ways[0]
-    assert read_json(ways[4]/'history.json')['passes'] == 2*lab.scale.ear.batch_size
+def test_each_objective_is_a_stage_of_its_own(smoke_home):
+    setup = Setup.at('smoke', 1)
+    ways = [multitask_encoder(setup), multitask_encoder(setup, Objective(mask_ratios=(.15,))),
+            multitask_encoder(setup, of='music'), multitask_encoder(setup, patch_frames=8),
+            multitask_encoder(setup, steps=2), multitask_encoder(setup, Objective(reconstruction=0.))]
+    folders = [way.folder() for way in ways]
+    assert len(set(folders)) == 6 and multitask_encoder(setup).folder() == folders[0]
+    assert read_json(folders[4]/'history.json')['passes'] == 2*setup.scale.encoder.multitask.batch_size
 
 
 def test_a_scale_without_a_recipe_says_so():
-    with pytest.raises(LogocentricError, match='no recipe'): Lab.at('paper').ear()
+    with pytest.raises(LogocentricError, match='no recipe'): multitask_encoder(Setup.at('paper'))
 
 
-def test_a_start_is_worth_its_steps(home):
-    metrics = record(home, 'warm_start', starts='ear ear_random paper75 random').metrics
-    names = {'ear', 'ear_random', 'paper75', 'random'}
-    assert set(metrics['loss']) == set(metrics['accuracy']) == names and {r['rival'] for r in metrics['speed'].values()} == {'ear_random', 'random'}
-    assert {(p['a'], p['b']) for p in metrics['paired']} == {('ear', 'ear_random'), ('paper75', 'random')} and all(p['p'] <= p['p_holm'] <= 1 for p in metrics['paired'])
+# --- where captioners begin
+
+STARTS = ('random', 'ear', 'ear_random', 'paper75')
+
+@pytest.fixture(scope='module')
+def setups(): return {start: Setup.at('smoke', 1, start) for start in STARTS}
+
+
+def same_weights(a, b): return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_captioner_begins_where_its_setup_says(smoke_home, setups):
+    assert len({trained_captioner(s, 8).folder() for s in setups.values()}) == 4
+    shipped, pretrained = load_encoder(), masked_autoencoder(setups['paper75'], .75).load().encoder
+    for start, expected in (('ear', shipped.encoder), ('paper75', pretrained)):
+        first = captioner_encoder(setups[start]).initial()[0]
+        assert same_weights(getattr(first, 'encoder', first), expected)
+    with pytest.raises(LogocentricError, match='unknown start'): Setup.at('smoke', 1, 'asleep')
+
+
+def test_the_frontend_comes_with_the_encoder(smoke_home, setups):
+    of = {start: captioner_encoder(s).initial()[1] for start, s in setups.items()}
+    assert of['ear'] == of['ear_random'] == load_encoder().frontend
+    assert of['random'] == frontend(setups['random']).load() != of['ear']
+
+
+def test_a_frozen_encoder_stays_as_it_was(smoke_home, setups):
+    shipped, scale = load_encoder(), setups['ear'].scale.captioner
+    model = trained_captioner(setups['ear'], 8).load().cpu()
+    assert model.frontend.config.mean == shipped.frontend.mean and model.config.lags == list(scale.lags)
+    assert same_weights(model.encoder, shipped.encoder)
+    assert scale.is_frozen and not setups['ear_random'].scale.captioner.is_frozen
+
+
+def test_a_frozen_encoder_encodes_training_clips_twice(smoke_home, setups, tmp_path):
+    stage, plain = trained_captioner(setups['ear'], 8), captioned_pairs(setups['ear'], 'train').load(8)
+    model = stage.untrained()
+    learn, valid = stage.training_data(model, tmp_path)
+    n, many = len(plain), learn.logmels[0].shape[0]
+    assert len(learn) == 2*n and learn.texts == plain.texts*2
+    assert len(valid) == len(captioned_pairs(setups['ear'], 'valid').load()) and valid.crop is None
+    assert learn.crop == (many//3, many)
+    assert not any(np.array_equal(a, b) for a, b in zip(learn.logmels[:n], learn.logmels[n:]))
+    for a, b in zip(learn.active, [*plain.active, *plain.active]):
+        assert a is None or (len(a) == many and a.any() == b.any())
+    again, _ = stage.training_data(model, tmp_path)
+    assert all(np.array_equal(a, b) for a, b in zip(learn.logmels, again.logmels))
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+
+
+def test_lags_are_compared_where_the_encoder_is_frozen(setups):
+    scale = setups['ear'].scale.captioner
+    assert scale.whole_bridge['lags'] == list(scale.lags)
+    assert 'lags' not in setups['ear_random'].scale.captioner.whole_bridge
+
+
+@pytest.mark.slow
+def test_a_start_is_worth_its_steps(smoke_home):
+    metrics = run(smoke_home, 'warm_start', starts='ear ear_random paper75 random').metrics
+    assert set(metrics['loss']) == set(metrics['accuracy']) == set(STARTS)
+    assert {r['rival'] for r in metrics['speed'].values()} == {'ear_random', 'random'}
+    assert {(p['a'], p['b']) for p in metrics['paired']} == {('ear', 'ear_random'), ('paper75', 'random')}
+    assert all(p['p'] <= p['p_holm'] <= 1 for p in metrics['paired'])
     for s in metrics['accuracy'].values(): assert 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == 40
     assert metrics['speed']['random']['share'] == metrics['speed']['ear_random']['share'] == 1
+    assert {'loss_of_shipped', 'difference_of_shipped'} <= set(metrics['twice'])
 
 
-def test_music_voices_and_the_rest_are_told_apart_by_words(home):
-    metrics = record(home, 'music_or_not').metrics
-    assert set(metrics['accuracy']) == set(metrics['heard']) == set(metrics['statistics']) == {'rendered music, test', 'made-up voices, validation', 'other made-up sounds, validation'}
-    for row in metrics['heard'].values(): assert abs(sum(row.values()) - 1) < 1e-9
-    assert metrics['accuracy']['rendered music, test']['value'] == metrics['heard']['rendered music, test']['music']
+# --- what captions say
+
+def test_music_voices_and_the_rest_are_told_apart_by_words(smoke_home):
+    metrics = run(smoke_home, 'music_or_not').metrics
+    sets = {'rendered music, test', 'made-up voices, validation', 'other made-up sounds, validation'}
+    assert set(metrics['accuracy']) == set(metrics['predicted']) == set(metrics['statistics']) == sets
+    for row in metrics['predicted'].values(): assert abs(sum(row.values()) - 1) < 1e-9
+    music = 'rendered music, test'
+    assert metrics['accuracy'][music]['value'] == metrics['predicted'][music]['music']
 
 
-def test_captions_stand_beside_the_lines_and_are_asked_for_the_truth(home):
-    found = record(home, 'caption_quality')
-    metrics, lines = found.metrics, {'tag template', 'most common caption', 'shuffled pairs'}
-    assert found.params['beams'] == 1 and len(metrics['captioner']) == 12 and metrics['n'] == dict(gtzan=40, gtzan_shifted=40) == {n: t['drums']['clips'] for n, t in metrics['attributes'].items()}
+@pytest.fixture(scope='module')
+def quality(smoke_home):
+    run_experiment('caption_quality', 'smoke', 1)
+    return next(r for r in records(smoke_home, 'caption_quality') if 'dataset' not in r.params)
+
+
+BASELINES = {'tag template', 'most common caption', 'shuffled pairs'}
+
+def test_captions_are_compared_with_baselines(quality):
+    metrics = quality.metrics
+    assert quality.params['beams'] == 1 and len(metrics['captioner']) == 12
     for name, scores in metrics['scores'].items():
-        assert set(scores) == {'captions', *lines} and set(metrics['differences'][name]) == lines
-        for line, row in metrics['differences'][name].items():
-            for metric, d in row.items(): assert d['value'] == pytest.approx(scores['captions'][metric]['value'] - scores[line][metric]['value'])
-        assert metrics['differences'][name]['shuffled pairs']['CIDEr-D']['low'] > 0 and scores['most common caption']['new captions']['value'] == 0
+        assert set(scores) == {'captions', *BASELINES} and set(metrics['differences'][name]) == BASELINES
+        for baseline, row in metrics['differences'][name].items():
+            for metric, d in row.items():
+                ours, theirs = (scores[system][metric]['value'] for system in ('captions', baseline))
+                assert d['value'] == pytest.approx(ours - theirs)
+        assert metrics['differences'][name]['shuffled pairs']['CIDEr-D']['low'] > 0
+        assert scores['most common caption']['new captions']['value'] == 0
+
+
+def test_captions_are_asked_for_the_truth(quality):
+    metrics = quality.metrics
+    clips = {n: t['drums']['clips'] for n, t in metrics['attributes'].items()}
+    assert metrics['n'] == dict(gtzan=40, gtzan_shifted=40) == clips
     for row in metrics['reading']['gtzan'].values(): assert row['precision'] > .9 and row['recall'] > .8
-    for heard in metrics['instruments'].values(): assert heard['captions']['hallucinated']['value'] < heard['shuffled pairs']['hallucinated']['value']
+    for of in metrics['instruments'].values():
+        assert of['captions']['hallucinated']['value'] < of['shuffled pairs']['hallucinated']['value']
 
 
-def test_captions_of_a_table_of_ones_own(home, tmp_path):
+def test_captions_of_a_table_of_ones_own(smoke_home, tmp_path):
     rate = 16_000
     rows = []
     for i in range(3):
-        sf.write(tmp_path/f'{i}.wav', np.sin(2*np.pi*200*(i + 1)*np.arange(2*rate)/rate).astype(np.float32)*.1, rate)
+        tone = np.sin(2*np.pi*200*(i + 1)*np.arange(2*rate)/rate).astype(np.float32)*.1
+        sf.write(tmp_path/f'{i}.wav', tone, rate)
         rows.append(f'{i}.wav,a plain tone,hum\n{i}.wav,tone number {i},hum\n')
     (tmp_path/'mine.csv').write_text('path,caption,labels\n' + ''.join(rows))
     run_experiment('caption_quality', 'smoke', 1, dataset='table', folder=str(tmp_path/'mine.csv'))
-    metrics = load_records(home/'data'/'runs'/'smoke-1'/'records', name='caption_quality', dataset='table')[0].metrics
-    assert metrics['n'] == dict(mine=3) and metrics['manifest']['clips'] == 3 and metrics['attributes'] == metrics['beam'] == {} and metrics['scores']['mine']['captions']['BLEU-1']['n'] == 3
+    metrics = records(smoke_home, 'caption_quality', dataset='table')[0].metrics
+    assert metrics['n'] == dict(mine=3) and metrics['manifest']['clips'] == 3
+    assert metrics['attributes'] == metrics['beam'] == {} and metrics['scores']['mine']['captions']['BLEU-1']['n'] == 3
 
 
-def test_bridges_are_compared_at_equal_budgets(home):
-    found = record(home, 'bridge_study', rates='1e-4 3e-4', budget=500_000, weights=2, batch=8)
-    metrics, names = found.metrics, {'prefix', 'resampler', 'cross'}
-    assert all(abs(metrics['parameters'][n]/500_000 - 1) < .02 for n in names) and set(metrics['rate']) == set(metrics['parameters']) == {*names, 'today'}
-    for n in names: assert metrics['tried'][n][f"{metrics['rate'][n]:g}"] == min(metrics['tried'][n].values())
-    assert {n: len(of) for n, of in metrics['captioner'].items()} == dict(prefix=2, resampler=2, cross=2, today=1) and len(set(sum(metrics['captioner'].values(), []))) == 7
-    for split in ('valid', 'gtzan', 'gtzan_shifted'):
-        loss, n = metrics['loss'][split], metrics['n'][split]
-        assert {*names, 'today', 'hears nothing', *(f'{b}, sound of another clip' for b in names)} == set(loss) and all(v['n'] == n and v['low'] <= v['value'] <= v['high'] for v in loss.values())
-        for pair, d in metrics['loss_differences'][split].items():
-            a, b = pair.split(' − ')
-            both = list(zip(loss[a]['each'], loss[b]['each']))
-            assert d['each'] == pytest.approx([x - y for x, y in both]) and d['value'] == pytest.approx(sum(d['each'])/len(both)) and d['low'] <= d['value'] <= d['high']
-            assert (d['weights'] > 0) == (len(both) > 1) # the spread over first weights is in the interval, where there is one
-    assert metrics['loss']['gtzan']['cross']['value'] == pytest.approx(metrics['loss']['gtzan']['hears nothing']['value'], abs=.5) # it has hardly learned, and began as GPT-2
-    for split in ('gtzan', 'gtzan_shifted'): assert set(metrics['captions'][split]) == {*names, 'today', 'tag template', 'most common caption', 'shuffled pairs'}
-    same = {(n, when): v for n, of in metrics['alike'].items() for when, v in of.items()}
-    assert all(-1 <= v['cosine'] <= 1 and 0 < v['shared'] <= 1.001 for v in same.values()) and same['prefix', 'at the start']['shared'] < .3 # its vectors begin apart
-    assert set(metrics['why']) == {'prefix', 'resampler', 'one layer', 'three layers', 'columns think first', 'queries start apart', 'prefix without changes'} and metrics['why']['resampler'] == min(metrics['tried']['resampler'].values())
-    assert set(metrics['long']) == {*names, 'today'} and metrics['n']['long'] == metrics['n']['said'] == 40 and all(v > 0 for v in metrics['seconds_a_step'].values())
+# --- bridges
+
+@pytest.fixture(scope='module')
+def bridges(smoke_home):
+    return run(smoke_home, 'bridge_study', rates='1e-4 3e-4', budget=500_000, weights=2, batch=8).metrics
 
 
-def test_a_device_is_checked_and_a_plan_rests_on_it(home):
-    found = record(home, 'device_check')
+NAMES = {'prefix', 'resampler', 'cross'}
+
+@pytest.mark.slow
+def test_bridges_are_compared_at_equal_budgets(bridges):
+    assert all(abs(bridges['parameters'][n]/500_000 - 1) < .02 for n in NAMES)
+    assert set(bridges['rate']) == set(bridges['parameters']) == {*NAMES, 'today'}
+    for n in NAMES: assert bridges['tried'][n][f"{bridges['rate'][n]:g}"] == min(bridges['tried'][n].values())
+    trainings = {n: len(of) for n, of in bridges['captioner'].items()}
+    assert trainings == dict(prefix=2, resampler=2, cross=2, today=1)
+    assert len(set(sum(bridges['captioner'].values(), []))) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('split', ['valid', 'gtzan', 'gtzan_shifted'])
+def test_losses_of_bridges_and_of_baselines(bridges, split):
+    loss, n = bridges['loss'][split], bridges['n'][split]
+    assert {*NAMES, 'today', 'no audio', *(f'{b}, sound of another clip' for b in NAMES)} == set(loss)
+    assert all(v['n'] == n and in_order(v) for v in loss.values())
+    for pair, d in bridges['loss_differences'][split].items():
+        a, b = pair.split(' − ')
+        both = list(zip(loss[a]['each'], loss[b]['each']))
+        assert d['each'] == pytest.approx([x - y for x, y in both])
+        assert d['value'] == pytest.approx(sum(d['each'])/len(both)) and in_order(d)
+        assert (d['weights'] > 0) == (len(both) > 1) # the spread over first weights, where there are several
+
+
+@pytest.mark.slow
+def test_cross_attention_begins_as_gpt2(bridges):
+    loss = bridges['loss']['gtzan']
+    assert loss['cross']['value'] == pytest.approx(loss['no audio']['value'], abs=.5) # it has hardly learned
+
+
+@pytest.mark.slow
+def test_what_else_the_study_of_bridges_finds(bridges):
+    for split in ('gtzan', 'gtzan_shifted'): assert set(bridges['captions'][split]) == {*NAMES, 'today', *BASELINES}
+    same = {(n, when): v for n, of in bridges['alike'].items() for when, v in of.items()}
+    assert all(-1 <= v['cosine'] <= 1 and 0 < v['shared'] <= 1.001 for v in same.values())
+    assert same['prefix', 'at the start']['shared'] < .3 # its vectors begin apart
+    variants = {'one layer', 'three layers', 'MLP before attention', 'queries start apart', 'prefix without changes'}
+    assert set(bridges['why']) == {'prefix', 'resampler', *variants}
+    assert bridges['why']['resampler'] == min(bridges['tried']['resampler'].values())
+    assert set(bridges['long']) == {*NAMES, 'today'} and bridges['n']['long'] == bridges['n']['captions'] == 40
+    assert all(v > 0 for v in bridges['seconds_a_step'].values())
+
+
+# --- devices
+
+@pytest.mark.slow
+def test_a_device_is_checked_and_a_plan_rests_on_it(smoke_home):
+    found = run(smoke_home, 'device_check')
     metrics, device = found.metrics, found.metrics['device']
     assert device['name'] == found.params['device'] == 'cpu' and not metrics['is_gpu'] and device['fp32'] > 0
     rows = {r['kind']: r for r in metrics['rows']}
-    assert {'paint 0.15', 'text', 'captioner', 'reader large', 'tagger small', 'sigmoids', 'hear', 'describe', 'read large'} <= set(rows)
-    for r in rows.values(): assert r['outcome'] == 'measured' and r['seconds'] > 0 and r['memory'] > 0 and r['predicted_seconds'] > 0 and r['mfu'] > 0
-    assert set(metrics['curves']['device']) == set(metrics['apart']) == {'cpu, bfloat16'} and len(metrics['curves']['cpu']) == 3
-    assert 0 < metrics['apart']['cpu, bfloat16']['loss']['largest'] and all(len(c['loss']) == 10 for c in metrics['curves']['cpu'])
-    path, = (home/'data'/'runs'/'smoke-1'/'records').glob('device_check-*.json')
+    assert {'paint 0.15', 'text', 'captioner', 'reader large', 'tagger small', 'sigmoids', 'hear', 'describe',
+            'read large'} <= set(rows)
+    for r in rows.values():
+        assert r['outcome'] == 'measured' and r['seconds'] > 0 and r['memory'] > 0
+        assert r['predicted_seconds'] > 0 and r['mfu'] > 0
+    curves = metrics['curves']
+    assert set(curves['device']) == set(metrics['apart']) == {'cpu, bfloat16'} and len(curves['cpu']) == 3
+    assert 0 < metrics['apart']['cpu, bfloat16']['loss']['largest'] and all(len(c['loss']) == 10 for c in curves['cpu'])
+    path, = (smoke_home/'data'/'runs'/'smoke-1'/'records').glob('device_check-*.json')
     assert plan(SCALES['smoke'], None, 'cpu', measured=path).terms.shares['captioner'] == rows['captioner']['mfu']

@@ -13,10 +13,10 @@ import argparse, shutil
 from pathlib import Path
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, Record, load_records, project_root, read_json, shipped_path, write_json
-from logocentric.metrics import with_interval
 from logocentric.pipeline.captioner_stages import trained_captioner
-from logocentric.pipeline.data_stages import TEST_SETS, mixed_in_sounds
+from logocentric.pipeline.data_stages import mixed_in_sounds
 from logocentric.pipeline.reasoner_stages import reasoner_stage
+from logocentric.pipeline.report import genres_table, sorts_table
 from logocentric.pipeline.scales import Setup
 from logocentric.reasoner.model import Reasoner
 from logocentric.reasoner.training import REASONER_SIZES
@@ -64,31 +64,6 @@ def ship(setup: Setup,                    # a run; its models are trained now if
         write_json(target/'source.json', dict(run, stage=stages[kind].key, parameters=parameters))
         write_json(target/'history.json', read_json(source/'history.json'))
     return targets
-
-
-# --- tables of the cards
-
-def genres_table(record: Record, # of the experiment `table1_reasoner_size`
-                 reasoner: str   # whose rows
-                ) -> str:        # a table in Markdown
-    "Zero-shot accuracies on rendered test sets, with their baselines."
-    def row(r):
-        baselines = record.metrics['baselines'][r['test']]
-        scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['sampled'], r['true'])]
-        return f"| {TEST_SETS[r['test']]} | {r['n']:,} | {baselines['chance']:.3f} | {' | '.join(scores)} |"
-    columns = ['rendered test set', 'N', 'chance', 'log-mel, supervised',
-               'from its words', 'pooled over several', 'from true words']
-    head = [f"| {' | '.join(columns)} |", '|' + '---|'*len(columns)]
-    return '\n'.join(head + [row(r) for r in record.metrics['rows'] if r['reasoner'] == reasoner])
-
-
-def sorts_table(record: Record # of the experiment `music_or_not`
-               ) -> str:       # a table in Markdown
-    "How often the words tell of the right one of music, a voice, and neither."
-    m = record.metrics
-    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {with_interval(s)} |"
-            for name, s in m['accuracy'].items()]
-    return '\n'.join(['| sounds | are | N | log-mel statistics | its words |', '|---|---|---|---|---|', *rows])
 
 
 # --- cards

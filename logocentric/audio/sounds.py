@@ -6,15 +6,14 @@
 __all__ = ['N', 'TICKS', 'KINDS', 'Kind', 'add_at', 'struck', 'noise_bed', 'scatter', 'motor']
 
 # %% ../../nbs/14_sounds.ipynb #08996f55
-import tomllib
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Callable
 import numpy as np
 from .frontend import FrontendConfig
 from .synthesis import (FREQUENCIES, HOP, band, envelope, filtered, frames_of, log_uniform, modal,
                                          partials, pulses, random_curve, unit, upsample, white)
 from .voices import VOWELS, random_speaker, random_word, speak, throat
+from ..core import load_asset
 
 # %% ../../nbs/14_sounds.ipynb #880b5a71
 _RATE, _SECONDS = FrontendConfig().sample_rate, 10 # Hz; s of a clip
@@ -34,7 +33,7 @@ class Kind:
     as_background: str      # without article and number
 
 # %% ../../nbs/14_sounds.ipynb #188ec2dc
-_WORDS = tomllib.loads((files('logocentric')/'assets'/'sounds.toml').read_text(encoding='utf-8'))
+_WORDS = load_asset('sounds.toml')
 KINDS: dict[str, Kind] = {}
 
 def _kind(maker):

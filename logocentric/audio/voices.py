@@ -7,18 +7,17 @@ __all__ = ['VOWELS', 'SUSTAINED', 'STOPS', 'PHONES', 'UNKNOWN', 'ONSETS', 'CODAS
            'Speaker', 'random_speaker', 'vocal_tract', 'Utterance', 'utter', 'speak', 'throat']
 
 # %% ../../nbs/13_voices.ipynb #965e3e21
-import tomllib
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import NamedTuple
 import numpy as np
 from .frontend import FrontendConfig
 from .synthesis import (FREQUENCIES, HOP, band, random_curve, filtered, frames_of, pulses, resonance,
                                          upsample, white)
+from ..core import load_asset
 
 # %% ../../nbs/13_voices.ipynb #ddca367c
 _RATE = FrontendConfig().sample_rate # Hz
-_TABLES = tomllib.loads((files('logocentric')/'assets'/'voices.toml').read_text(encoding='utf-8'))
+_TABLES = load_asset('voices.toml')
 VOWELS = {phone: tuple(formants) for phone, formants in _TABLES['vowels'].items()} # three formants, Hz
 
 # %% ../../nbs/13_voices.ipynb #44eb6047

@@ -6,6 +6,10 @@
 __all__ = ['ADAPTATIONS', 'LORA', 'adapt', 'base_weights', 'footprint', 'switched_off', 'merge', 'adapter_state', 'save_adapter',
            'load_adapter']
 
+# %% ../../nbs/55_adapt.ipynb #ad815583
+from ..core import LogocentricError, read_json, write_json
+from .model import Captioner
+
 # %% ../../nbs/55_adapt.ipynb #7e218b7b
 import hashlib, torch
 from contextlib import contextmanager
@@ -15,10 +19,6 @@ from fastcore.basics import patch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
-
-# %% ../../nbs/55_adapt.ipynb #ad815583
-from .model import Captioner
-from ..core import LogocentricError, read_json, write_json
 
 # %% ../../nbs/55_adapt.ipynb #885161d3
 ADAPTATIONS = dict(full='all of GPT-2 learns, and the bridge', lora='low-rank additions to GPT-2 learn, and the bridge',

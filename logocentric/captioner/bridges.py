@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
-from transformers import GPT2Config, GPT2Model, initialization as init
 from ..core import LogocentricError
 from ..encoder.mae import MLP, attend, sincos_positions
+from transformers import GPT2Config, GPT2Model, initialization as init
 
 # %% ../../nbs/50_bridges.ipynb #6af48cec
 def _rms(x, real): # (b, t, dim), (b, t) bool → (b, dim), never zero

@@ -8,9 +8,9 @@ __all__ = ['bridge_size', 'sizes_for_budget']
 # %% ../../nbs/56_budgets.ipynb #756dd7f8
 import inspect
 import torch
-from transformers import GPT2Config
-from .bridges import bridge_class, make_bridge
 from ..core import LogocentricError
+from .bridges import bridge_class, make_bridge
+from transformers import GPT2Config
 
 # %% ../../nbs/56_budgets.ipynb #12f6dbb6
 def bridge_size(name: str, dim: int, gpt2: GPT2Config, length: int = 8, lags=(), **sizes # as of `make_bridge`

@@ -5,6 +5,14 @@
 # %% auto #0
 __all__ = ['token_windows', 'TextLoss', 'perplexity', 'forgetting', 'Rehearsal', 'rehearse', 'L2SP']
 
+# %% ../../nbs/58_forgetting.ipynb #adf1fcec
+from ..core import LogocentricError
+from .adapt import base_weights
+from .caption_metrics import ratio_of, tally_score
+from .model import Captioner
+from .training_data import tokenise
+from ..metrics import Score
+
 # %% ../../nbs/58_forgetting.ipynb #19f2072e
 import math
 from dataclasses import dataclass
@@ -13,14 +21,6 @@ from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# %% ../../nbs/58_forgetting.ipynb #adf1fcec
-from .adapt import base_weights
-from .caption_metrics import ratio_of, tally_score
-from .model import Captioner
-from .training_data import tokenise
-from ..core import LogocentricError
-from ..metrics import Score
 
 # %% ../../nbs/58_forgetting.ipynb #0f638495
 def token_windows(n: int,     # tokens of a text, the begin among them

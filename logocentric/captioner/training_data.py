@@ -5,6 +5,15 @@
 # %% auto #0
 __all__ = ['MASKS', 'tokenise', 'Pairs', 'Texts', 'warm_up', 'as_features', 'encode_clips', 'cache_embeddings']
 
+# %% ../../nbs/52_training_data.ipynb #e62be9d5
+from ..core import LogocentricError, atomic_write, bf16_is_faster
+from .model import Captioner, occurring_words, pad_id, plain_attention
+from ..memory import halve_on_oom
+from ..cache import progress
+from ..data.clipset import crop_window, sound_mask
+from ..runs import History, TrainConfig, decay_groups
+from ..training import train
+
 # %% ../../nbs/52_training_data.ipynb #6462efab
 import numpy as np, torch
 from collections.abc import Iterable, Sequence
@@ -13,15 +22,6 @@ from pathlib import Path
 from fastcore.basics import patch
 from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
-
-# %% ../../nbs/52_training_data.ipynb #e62be9d5
-from .model import Captioner, occurring_words, pad_id, plain_attention
-from ..core import LogocentricError, atomic_write, bf16_is_faster
-from ..memory import halve_on_oom
-from ..cache import progress
-from ..data.clipset import crop_window, sound_mask
-from ..runs import History, TrainConfig, decay_groups
-from ..training import train
 
 # %% ../../nbs/52_training_data.ipynb #f01fef90
 def _pad(rows, value): return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

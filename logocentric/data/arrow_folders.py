@@ -17,6 +17,7 @@ from .lists import (AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_stem, decode_t
 
 # %% ../../nbs/32_arrow_folders.ipynb #8dd247cd
 def is_arrow_folder(folder: Path) -> bool:
+    "Whether `datasets` saved a set here."
     return any((folder/name).is_file() for name in ('state.json', 'dataset_dict.json'))
 
 # %% ../../nbs/32_arrow_folders.ipynb #44dfb4f7

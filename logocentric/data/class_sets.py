@@ -7,13 +7,13 @@ __all__ = ['GTZAN_GENRES', 'GTZAN', 'FMA_GENRES', 'FMA_SMALL', 'ESC50', 'CLASS_S
            'list_gtzan', 'add_to_split', 'WrongFolder', 'list_fma_small', 'list_esc50']
 
 # %% ../../nbs/34_class_sets.ipynb #09114b81
-import csv, inspect, tomllib
+import csv, inspect
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Callable
 import pandas as pd
 from fastcore.basics import patch
+from ..core import load_asset
 from .lists import (DataError, audio_stem, existing_file, existing_folder, first_few, folder_contents,
                                     read_rows, require_columns, subfolders, text_lines)
 from .manifests import ListedClips, Manifest, build_manifest
@@ -32,16 +32,12 @@ class DatasetInfo:
     verified: str                   # what the layout was checked against
     list_clips: Callable[..., ListedClips] # a function of the folder, and of options
 
-# %% ../../nbs/34_class_sets.ipynb #e371c27f
-def _facts() -> dict[str, dict]:
-    return tomllib.loads((files('logocentric')/'assets'/'datasets.toml').read_text(encoding='utf-8'))
-
 # %% ../../nbs/34_class_sets.ipynb #6f3df5ce
 def published_set(name: str,                             # a section of `datasets.toml`
                   list_clips: Callable[..., ListedClips] # reads its lists
                  ) -> DatasetInfo:
     "A published set: its facts, and the function that reads its lists."
-    return DatasetInfo(name, **_facts()[name], list_clips=list_clips)
+    return DatasetInfo(name, **load_asset('datasets.toml')[name], list_clips=list_clips)
 
 # %% ../../nbs/34_class_sets.ipynb #f301c3be
 GTZAN_GENRES = 'blues classical country disco hiphop jazz metal pop reggae rock'.split()

@@ -14,8 +14,9 @@ from typing import Callable
 import numpy as np
 from fastcore.basics import patch
 from symusic.core import PitchBendSecond, ScoreSecond, TrackSecond
+from ..core import load_asset
 from .rendering import CLIP_SECONDS, make_track
-from .styles import ClipSpec, load_table
+from .styles import ClipSpec
 
 # %% ../../nbs/23_composition.ipynb #cc7a916e
 def show_score(score: ScoreSecond, ax) -> None: # axes of Matplotlib
@@ -41,7 +42,7 @@ def draw_tempo(tempo: str,  # value of the attribute
     return low + x*(high - low)
 
 # %% ../../nbs/23_composition.ipynb #a6412f26
-_TABLES = load_table('composition.toml')
+_TABLES = load_asset('composition.toml')
 CHORDS = {name: tuple(intervals) for name, intervals in _TABLES['chords'].items()}  # semitones above the chord's root
 PROGRESSIONS = _TABLES['progressions']   # harmony → progressions
 MUSICAL_SCALES = _TABLES['scales']       # harmony → semitones above the root of the key

@@ -9,10 +9,11 @@ __all__ = ['AROUSAL', 'VALENCE', 'REGION_ADJECTIVES', 'REGION_MOODS', 'SURFACE_A
 # %% ../../nbs/24_descriptions.ipynb #dbf99f3c
 import re
 import numpy as np
-from .styles import ATTRIBUTES, ClipSpec, load_table
+from ..core import load_asset
+from .styles import ATTRIBUTES, ClipSpec
 
 # %% ../../nbs/24_descriptions.ipynb #9b565060
-_TABLES = load_table('descriptions.toml')
+_TABLES = load_asset('descriptions.toml')
 AROUSAL, VALENCE = _TABLES['arousal'], _TABLES['valence']   # attribute → value → share
 
 # %% ../../nbs/24_descriptions.ipynb #9b699b37

@@ -9,20 +9,19 @@ __all__ = ['FULL_SCALE', 'DAMAGE_PATTERN', 'MEASURES_VERSION', 'FILES_PER_TASK',
            'diagnose']
 
 # %% ../../nbs/37_doctor.ipynb #568a9682
-import hashlib, json, multiprocessing, os, re, tempfile, tomllib
+import hashlib, json, multiprocessing, os, re, tempfile
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 import numpy as np, pandas as pd
 
 # %% ../../nbs/37_doctor.ipynb #4133d09f
 from fastcore.basics import patch
-from ..core import cache_path
+from ..core import cache_path, load_asset
 from ..cache import progress
 from ..audio.decoding import AudioError, _check_whole, _mono, _opened, _stderr_lock
 from .corpus import _start_worker
@@ -245,7 +244,7 @@ class FindingKind(NamedTuple):
     meaning: str
 
 # %% ../../nbs/37_doctor.ipynb #7a911ed1
-_TABLES = tomllib.loads((files('logocentric')/'assets'/'findings.toml').read_text(encoding='utf-8'))
+_TABLES = load_asset('findings.toml')
 FINDING_KINDS = {name: FindingKind(**kind) for name, kind in _TABLES['kinds'].items()}
 KNOWN_FAULTS = _TABLES['known_faults'] # by data set and id
 

@@ -6,7 +6,7 @@
 __all__ = ['SOUND_SOURCES', 'KIND_LABELS', 'PHRASES', 'SOLO_INSTRUMENTS', 'PERCUSSION', 'DRUM_MACHINES', 'EFFECTS',
            'PROGRAM_LABELS', 'MARACAS_KEY', 'VOCABULARY', 'SOURCE_WEIGHTS', 'SOURCE_COUNTS', 'MAX_LABELS',
            'SoundSource', 'piece_labels', 'MixtureSpec', 'mixture_labels', 'draw_mixture', 'source_waves',
-           'render_mixture', 'mixture_row', 'build_mixtures', 'Mixtures', 'mixtures_code']
+           'render_mixture', 'mixture_row', 'build_mixtures', 'Mixtures']
 
 # %% ../../nbs/28_mixtures.ipynb #9371e4df
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ import numpy as np, torch
 from fastcore.basics import patch
 from symusic.core import ScoreSecond, TrackSecond
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, write_json
+from ..core import LogocentricError, load_asset, write_json
 from .composition import MUSICAL_SCALES, compose_score
-from .corpus import SHARD, Corpus, build_shards, corpus_code, features_like
+from .corpus import SHARD, Corpus, build_shards, features_like
 from .rendering import CLIP_SECONDS, MIX_LEVELS, RATE, loudness, make_track, play_track, synthesizer
 from ..audio.sounds import KINDS
-from .sound_corpus import MODES, Place, arrange, draw_place, record
-from .styles import load_table, sample_clip
+from .sound_corpus import MODES, Place, arrange, draw_place, record_sound
+from .styles import sample_clip
 
 # %% ../../nbs/28_mixtures.ipynb #cb738951
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SoundSource:
     make: Callable           # (rng, player) -> (160000,) float32, a wave at 16 kHz of any level
 
 # %% ../../nbs/28_mixtures.ipynb #f6a29e09
-_TABLES = load_table('mixtures.toml')
+_TABLES = load_asset('mixtures.toml')
 SOUND_SOURCES: dict[str, SoundSource] = {}
 
 def _add_source(labels: list[str], make: Callable, name: str = ''):
@@ -253,7 +253,7 @@ def source_waves(spec: MixtureSpec) -> list[np.ndarray]: # each (160000,)
 # %% ../../nbs/28_mixtures.ipynb #021690a2
 def render_mixture(spec: MixtureSpec) -> np.ndarray: # (160000,) float32 within ±1
     "The sound of a mixture."
-    return record(np.sum(source_waves(spec), 0, dtype=np.float32), None, spec.place, spec.rng(1))
+    return record_sound(np.sum(source_waves(spec), 0, dtype=np.float32), None, spec.place, spec.rng(1))
 
 # %% ../../nbs/28_mixtures.ipynb #e2fe3b60
 def mixture_row(spec: MixtureSpec) -> dict:
@@ -299,11 +299,6 @@ class Mixtures(Corpus):
     def specs(self) -> list[MixtureSpec]:
         "The clips as they were drawn."
         return [draw_mixture(s, i) for s, i in zip(self.table['seed'], self.table['index'])]
-
-# %% ../../nbs/28_mixtures.ipynb #1c959f32
-def mixtures_code() -> str:
-    "A short hash of the code and the tables that decide a mixture."
-    return corpus_code('data.sounds', 'data.mixtures', tables=('mixtures.toml',))
 
 # %% ../../nbs/28_mixtures.ipynb #23fcd871
 @patch

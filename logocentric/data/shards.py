@@ -30,7 +30,9 @@ from .styles import corpus_clip
 from ..batches import _permutation
 
 # %% ../../nbs/26_shards.ipynb #7b213232
-def without_nan(v): return None if isinstance(v, float) and v != v else v
+def without_nan(v):
+    "The value; `None` for not a number, which JSON has not."
+    return None if isinstance(v, float) and v != v else v
 
 # %% ../../nbs/26_shards.ipynb #914f25dd
 def _plain_row(clip):
@@ -72,7 +74,9 @@ def clip_of_bytes(raw: bytes) -> dict: # as `clip_bytes` took it
     return dict(json.loads(found['json']), text=found['txt'].decode(), **arrays)
 
 # %% ../../nbs/26_shards.ipynb #d26e752d
-def shard_path(folder, number): return Path(folder)/f'shard-{number:06d}.tar'
+def shard_path(folder, number):
+    "Where a shard of a folder lies."
+    return Path(folder)/f'shard-{number:06d}.tar'
 
 def _name(item): return str(item['id']) if isinstance(item, dict) else str(item)
 

@@ -6,6 +6,19 @@
 __all__ = ['FINE_TUNING', 'Augmentation', 'drop_patches', 'LabelledClips', 'FineTuned', 'FineTunedOutput', 'layer_groups',
            'fine_tune']
 
+# %% ../../nbs/47_fine_tuning.ipynb #9cd1cde1
+from ..core import best_device
+from ..audio.frontend import FrontendConfig, LogMel
+from ..audio.decoding import LengthPolicy
+from .audio_encoder import AudioEncoder
+from .features import as_array, clip_features, embed_frames, extract, max_columns
+from .mae import MAEEncoder
+from .probe import ProbeResult, probe
+from .probe_tasks import ProbeTask
+from ..runs import TrainConfig
+from ..batches import derived_seed
+from ..training import train
+
 # %% ../../nbs/47_fine_tuning.ipynb #5cd0ddfe
 import copy
 from collections.abc import Sequence
@@ -17,19 +30,6 @@ from fastcore.basics import patch
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
-
-# %% ../../nbs/47_fine_tuning.ipynb #9cd1cde1
-from ..audio.frontend import FrontendConfig, LogMel
-from ..audio.decoding import LengthPolicy
-from ..core import best_device
-from .audio_encoder import AudioEncoder
-from .features import as_array, clip_features, embed_frames, extract, max_columns
-from .mae import MAEEncoder
-from .probe import ProbeResult, probe
-from .probe_tasks import ProbeTask
-from ..runs import TrainConfig
-from ..batches import derived_seed
-from ..training import train
 
 # %% ../../nbs/47_fine_tuning.ipynb #7f3e8bfe
 @dataclass(frozen=True)

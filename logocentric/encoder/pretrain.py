@@ -7,20 +7,9 @@ __all__ = ['MUSIC', 'IGNORE_INDEX', 'SLOWEST', 'FASTEST', 'Objective', 'attribut
            'colour', 'to_grid', 'pool_visible', 'visible_frame_embeddings', 'phones_in_columns', 'Pretrainer',
            'PretrainerOutput', 'pretrain']
 
-# %% ../../nbs/48_pretrain.ipynb #1a82d8e7
-import json
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
-from einops import rearrange, reduce
-from fastcore.basics import patch
-from torch import Tensor, nn
-from transformers.utils import ModelOutput
-
 # %% ../../nbs/48_pretrain.ipynb #1a250dc7
-from ..audio.frontend import FrontendConfig
 from ..core import Settings
+from ..audio.frontend import FrontendConfig
 from ..core import LogocentricError, Record, read_json, set_seed, write_json
 from ..cache import is_main, world_size
 from ..data.styles import ATTRIBUTES
@@ -33,6 +22,17 @@ from .audio_encoder import save_encoder
 from .mae import MAEConfig, MAEModel, masked_mse
 from ..runs import History, TrainConfig
 from ..training import train
+
+# %% ../../nbs/48_pretrain.ipynb #1a82d8e7
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+import numpy as np, torch, torch.nn.functional as F
+from einops import rearrange, reduce
+from fastcore.basics import patch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 # %% ../../nbs/48_pretrain.ipynb #8d7c3b72
 @dataclass(frozen=True)

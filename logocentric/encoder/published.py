@@ -7,6 +7,12 @@ __all__ = ['PUBLISHED_KINDS', 'IGNORED', 'PublishedEncoder', 'encoder_class', 'b
            'published_kind', 'encoder_weights', 'published_config', 'published_frontend', 'load_published',
            'fitting_policy']
 
+# %% ../../nbs/43_published.ipynb #0b1270bc
+from ..core import LogocentricError
+from ..audio.frontend import FrontendConfig
+from ..audio.decoding import LengthPolicy
+from .mae import MAEConfig, MAEEncoder, MAEPreTrainedModel, sincos_positions
+
 # %% ../../nbs/43_published.ipynb #c8fc0f2b
 import math, pickle, re
 from pathlib import Path
@@ -16,12 +22,6 @@ from einops import rearrange
 from fastcore.basics import patch
 from torch import Tensor, nn
 from transformers import initialization as init
-
-# %% ../../nbs/43_published.ipynb #0b1270bc
-from ..core import LogocentricError
-from ..audio.frontend import FrontendConfig
-from ..audio.decoding import LengthPolicy
-from .mae import MAEConfig, MAEEncoder, MAEPreTrainedModel, sincos_positions
 
 # %% ../../nbs/43_published.ipynb #95d25e54
 class PublishedEncoder(MAEEncoder):

@@ -15,7 +15,7 @@ from ..audio.frontend import calibrate
 from ..core import LogocentricError, Record, cache_path, code_hash
 from ..cache import is_main, one_process_at_a_time
 from ..core import read_json, shipped_path, write_json
-from ..data.corpus import Corpus, build_corpus
+from ..data.corpus import CORPUS_MODULES, Corpus, build_corpus
 from ..data.sound_corpus import SoundCorpus, build_sounds
 
 # %% ../../nbs/49_shipped.ipynb #6ffa86ec
@@ -47,12 +47,14 @@ def _rendered(place, name, build, n, seed, processes):
         return build(place/f'{name}-{n}-{seed}', n, seed, processes=processes, desc=name)
 
 # %% ../../nbs/49_shipped.ipynb #e367ff8e
+_SOUND_MODULES = ('audio.synthesis', 'audio.voices', 'audio.sounds', 'data.sound_corpus')
+
 def recipe_corpora(
     recipe: Recipe,
     processes: int | None = None, # worker processes; by default one a core
 ) -> tuple[Corpus, SoundCorpus, Corpus, SoundCorpus]: # to train on, then for validation
     "Render what a recipe asks for, or find it in the cache."
-    r, place = recipe, cache_path('recipe', code_hash('data.corpus', 'data.sounds', 'audio.frontend'))
+    r, place = recipe, cache_path('recipe', code_hash(*CORPUS_MODULES, *_SOUND_MODULES))
     music = partial(_rendered, place, 'music', build_corpus, processes=processes)
     sounds = partial(_rendered, place, 'sounds', build_sounds, processes=processes)
     return (music(r.music, r.music_seed), sounds(r.sounds, r.sounds_seed),

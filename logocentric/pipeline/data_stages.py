@@ -7,26 +7,29 @@ __all__ = ['RENDERING', 'SOUND_RENDERING', 'RENDERED', 'TEST_SETS', 'SOUND_SEEDS
            'rendered_clips', 'CaptionedClips', 'GenreClips', 'BuiltClips', 'training_clips', 'Asked', 'evaluation_sets',
            'asked', 'Frontend', 'frontend', 'normalised_silence', 'normalised', 'crop_frames', 'RenderedSounds',
            'rendered_sounds', 'mixed_in_sounds', 'RenderedMixtures', 'Knowledge', 'knowledge_sentences',
-           'TrainedTokenizer', 'PretrainedModel', 'PretrainedTokenizer', 'tokenizer', 'trained_tokenizer']
+           'TrainedTokenizer', 'PretrainedModel', 'PretrainedTokenizer', 'trained_tokenizer', 'tokenizer']
 
 # %% ../../nbs/73_data_stages.ipynb #0cf2e7ca
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd, torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..audio.frontend import FrontendConfig, calibrate
 from ..captioner.model import model_key
 from ..core import LogocentricError, read_json, write_json
-from ..data.styles import LABELS
-from ..data.corpus import Corpus, build_corpus
 from ..data.clips import Clips
+from ..data.corpus import Corpus, build_corpus
 from ..data.mixtures import Mixtures, build_mixtures
 from ..data.sound_corpus import SoundCorpus, build_sounds
+from ..data.styles import LABELS
 from ..encoder.mae import MAEConfig
 from .scales import Setup
-from .sources import GENRE_TESTS, PARTS, Sources
+from .sources import GENRE_ROWS, GENRE_TESTS, PARTS, Sources
 from .stage import Given, Stage
 from ..reasoner.knowledge import Sentence, knowledge, train_tokenizer
+
+# %% ../../nbs/73_data_stages.ipynb #676e0f1c
+import numpy as np, pandas as pd, torch
+from fastcore.basics import patch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 # %% ../../nbs/73_data_stages.ipynb #d58aa185
 RENDERING = ('data.rendering', 'data.styles', 'data.composition', 'data.descriptions', 'data.corpus',
@@ -46,10 +49,14 @@ class RenderedClips(Stage):
     @property
     def title(self): return f'render {self.n:,} clips'
 
-    def make(self, folder):
-        build_corpus(folder, n=self.n, seed=self.seed, labels=self.labels, shift=self.shift, desc=self.title)
+# %% ../../nbs/73_data_stages.ipynb #66475b17
+@patch
+def make(self: RenderedClips, folder: Path) -> None:
+    "Render."
+    build_corpus(folder, n=self.n, seed=self.seed, labels=self.labels, shift=self.shift, desc=self.title)
 
-    def read(self, folder): return Corpus(folder)
+@patch
+def read(self: RenderedClips, folder: Path) -> Corpus: return Corpus(folder)
 
 # %% ../../nbs/73_data_stages.ipynb #263a06d5
 @dataclass(frozen=True)
@@ -59,8 +66,10 @@ class Split:
     labels: str | None = None
     shift: bool = False
 
-RENDERED = dict(train=Split(0), valid=Split(1), heldout=Split(2), gtzan=Split(3, 'gtzan'), gtzan_shifted=Split(4, 'gtzan', True),
-                fma_shifted=Split(5, 'fma', True))
+# %% ../../nbs/73_data_stages.ipynb #08a91686
+RENDERED = dict(
+    train=Split(0), valid=Split(1), heldout=Split(2),
+    gtzan=Split(3, 'gtzan'), gtzan_shifted=Split(4, 'gtzan', True), fma_shifted=Split(5, 'fma', True))
 
 # %% ../../nbs/73_data_stages.ipynb #520e9ed5
 def train_size(setup: Setup) -> int:
@@ -87,7 +96,7 @@ class CaptionedClips(Given):
     @property
     def key(self): return f'captioned-{self.load().fingerprint}'
     def folder(self): return self.load().folder
-    def is_made(self): return False # who knows; it is looked at when it is loaded
+    def is_made(self): return False # not known before it is loaded
     def load(self): return self.disk.captioned(self.part)
 
 # %% ../../nbs/73_data_stages.ipynb #46eacc2e
@@ -101,7 +110,7 @@ class GenreClips(Given):
     @property
     def key(self): return f'genres-{self.disk.test(self.name).fingerprint}'
     def folder(self): return self.load().folder
-    def is_made(self): return False # who knows; it is looked at when it is loaded
+    def is_made(self): return False # not known before it is loaded
     def load(self): return self.disk.test(self.name).tracks
 
 # %% ../../nbs/73_data_stages.ipynb #83b3eca0
@@ -119,7 +128,8 @@ class BuiltClips(Given):
 def training_clips(setup: Setup, split: str # `train`, `valid` or `heldout`
                   ) -> Stage:
     "The clips of a split to learn from, or to choose by: captioned recordings where there are some, else rendered."
-    return CaptionedClips(setup.disk, split) if setup.disk.captions and split in PARTS else rendered_clips(setup, split)
+    if setup.disk.captions and split in PARTS: return CaptionedClips(setup.disk, split)
+    return rendered_clips(setup, split)
 
 # %% ../../nbs/73_data_stages.ipynb #42bf1f15
 TEST_SETS = dict(gtzan='ten genres', gtzan_shifted='ten genres, shifted', fma_shifted='eight genres, shifted')
@@ -130,28 +140,33 @@ class Asked:
     name: str     # of the test set, or `valid`
     clips: Stage
 
-    @property
-    def column(self) -> str: return 'fma' if self.name.startswith('fma') else 'gtzan'
-    @property
-    def labels(self) -> list[str]:
-        "The label words."
-        return list(LABELS[self.column])
+# %% ../../nbs/73_data_stages.ipynb #206e48c9
+@patch(as_prop=True)
+def column(self: Asked) -> str:
+    "The column of a rendered table that has the labels."
+    return self.name in RENDERED and RENDERED[self.name].labels or 'gtzan'
+
+@patch(as_prop=True)
+def labels(self: Asked) -> list[str]:
+    "The label words."
+    return list(GENRE_ROWS[self.name].labels if self.name in GENRE_ROWS else LABELS[self.column])
 
 # %% ../../nbs/73_data_stages.ipynb #7fc1cb1d
-from fastcore.basics import patch
-
 @patch(as_prop=True)
 def is_recorded(self: Asked) -> bool:
     "Whether these are recordings of the paper's test sets, which have no true descriptions."
     return self.name in GENRE_TESTS
 
+# %% ../../nbs/73_data_stages.ipynb #b7518fb3
 @patch(as_prop=True)
 def table(self: Asked) -> pd.DataFrame:
-    "The clips that are asked about, with their label in the column `label`; captioned recordings have no labels, and all of them are given."
+    "The clips that are asked about, with their label, if they have one, in the column `label`."
     if self.is_recorded: return self.clips.disk.test(self.name).table
     table = self.clips.load().table
-    return table[table[self.column].notna()].assign(label=lambda asked: asked[self.column]) if self.column in table else table
+    if self.column not in table: return table
+    return table[table[self.column].notna()].assign(label=lambda asked: asked[self.column])
 
+# %% ../../nbs/73_data_stages.ipynb #aa55c2b7
 @patch(as_prop=True)
 def truth(self: Asked) -> np.ndarray:
     "The true label of each clip."
@@ -162,6 +177,7 @@ def evaluation_sets(setup: Setup) -> dict[str, str]:
     "The test sets, name → title: recordings where there are any, else rendered ones."
     return setup.disk.tests() or TEST_SETS
 
+# %% ../../nbs/73_data_stages.ipynb #2ecd314b
 def asked(setup: Setup, name: str # of a test set, or `valid`
          ) -> Asked:
     "What is asked about in a test set."
@@ -175,9 +191,12 @@ class Frontend(Stage):
     kind = 'frontend'
     clips: Stage
 
-    def make(self, folder): write_json(folder/'frontend.json', calibrate(self.clips.load().unpadded(512)).to_dict())
+    def make(self, folder):
+        write_json(folder/'frontend.json', calibrate(self.clips.load().unpadded(512)).to_dict())
+
     def read(self, folder): return FrontendConfig.from_dict(read_json(folder/'frontend.json'))
 
+# %% ../../nbs/73_data_stages.ipynb #1f9339c5
 def frontend(setup: Setup) -> Frontend:
     "The frontend of the models that are trained on this setup's clips."
     return Frontend(training_clips(setup, 'train'))
@@ -187,11 +206,12 @@ def normalised_silence(config: FrontendConfig) -> float:
     "Silence, as the encoder sees it."
     return (config.silence - config.mean)/config.std
 
+# %% ../../nbs/73_data_stages.ipynb #9240096b
 def normalised(setup: Setup, split: str, rows) -> torch.Tensor: # (clips, frames, mels)
     "Normalised log-mels of some training or validation clips."
     config = frontend(setup).load()
-    x = torch.from_numpy(training_clips(setup, split).load().features[list(rows)].astype(np.float32))
-    return (x - config.mean)/config.std
+    logmels = training_clips(setup, split).load().features[list(rows)]
+    return (torch.from_numpy(logmels.astype(np.float32)) - config.mean)/config.std
 
 # %% ../../nbs/73_data_stages.ipynb #4b589453
 def crop_frames(setup: Setup) -> int:
@@ -213,14 +233,17 @@ class RenderedSounds(Stage):
 # %% ../../nbs/73_data_stages.ipynb #57d2e5eb
 SOUND_SEEDS = dict(train=50, valid=51, heldout=52)
 
-def rendered_sounds(setup: Setup, split: str, n: int | None = None) -> RenderedSounds:
-    "Sounds of a split; the first `n`, or as many as the scale says."
+def rendered_sounds(setup: Setup, split: str,
+                    n: int | None = None # the first `n`; by default as many as the scale says
+                   ) -> RenderedSounds:
+    "Sounds of a split."
     data = setup.scale.data
-    return RenderedSounds(n or (data.sounds if split == 'train' else data.held_out), 100*setup.seed + SOUND_SEEDS[split])
+    n = n or (data.sounds if split == 'train' else data.held_out)
+    return RenderedSounds(n, 100*setup.seed + SOUND_SEEDS[split])
 
 # %% ../../nbs/73_data_stages.ipynb #82baf5fb
 def mixed_in_sounds(setup: Setup, split: str) -> RenderedSounds | None:
-    "The sounds that are mixed into the music of a split; none in test sets, and where the scale mixes in none."
+    "The sounds that are mixed into the music of a split; none in test sets, and none at a share of zero."
     data = setup.scale.data
     if split not in SOUND_SEEDS or not data.sounds_share: return None
     n = round(data.sounds_share*(train_size(setup) if split == 'train' else data.held_out))
@@ -234,7 +257,9 @@ class RenderedMixtures(Stage):
     n: int
     seed: int
 
-    def make(self, folder): build_mixtures(folder, n=self.n, seed=self.seed, desc=f'render {self.n:,} mixtures')
+    def make(self, folder):
+        build_mixtures(folder, n=self.n, seed=self.seed, desc=f'render {self.n:,} mixtures')
+
     def read(self, folder): return Mixtures(folder)
 
 # %% ../../nbs/73_data_stages.ipynb #84344a5f
@@ -263,11 +288,15 @@ class TrainedTokenizer(Stage):
     sentences: Knowledge
     vocabulary: int      # tokens
 
-    def make(self, folder):
-        said = [texts[0] for stage in (self.clips, self.sounds) if stage for texts in stage.load().texts]
-        train_tokenizer([*said, *(s.text for s in self.sentences.load()[:8000])], self.vocabulary).save_pretrained(folder)
-
     def read(self, folder): return PreTrainedTokenizerFast.from_pretrained(folder)
+
+# %% ../../nbs/73_data_stages.ipynb #59152477
+@patch
+def make(self: TrainedTokenizer, folder: Path) -> None:
+    "Train on one description of each clip, and on 8,000 sentences."
+    said = [texts[0] for stage in (self.clips, self.sounds) if stage for texts in stage.load().texts]
+    sentences = [s.text for s in self.sentences.load()[:8000]]
+    train_tokenizer([*said, *sentences], self.vocabulary).save_pretrained(folder)
 
 # %% ../../nbs/73_data_stages.ipynb #ce07c4f2
 @dataclass(frozen=True)
@@ -279,21 +308,26 @@ class PretrainedModel(Given):
     def key(self): return model_key(self.name)
     def folder(self): return self.name
 
+# %% ../../nbs/73_data_stages.ipynb #8d198c10
 @dataclass(frozen=True)
 class PretrainedTokenizer(PretrainedModel):
     "The tokenizer of a pretrained model."
     def load(self):
         try: return AutoTokenizer.from_pretrained(self.name)
         except (OSError, ValueError) as e: raise LogocentricError(
-            f'no tokenizer of {self.name!r}: neither a folder with one, nor to be had from the Hub ({str(e).splitlines()[0]}). '
+            f'no tokenizer of {self.name!r}: neither a folder with one, nor to be had from the Hub '
+            f'({str(e).splitlines()[0]}). '
             'A local copy is named in the section [models] of a file of sources') from e
 
 # %% ../../nbs/73_data_stages.ipynb #452c6a6d
+def trained_tokenizer(setup: Setup) -> TrainedTokenizer:
+    "The tokenizer that is trained here."
+    clips, sounds = training_clips(setup, 'train'), mixed_in_sounds(setup, 'train')
+    return TrainedTokenizer(clips, sounds, knowledge_sentences(setup), setup.scale.data.vocabulary)
+
+# %% ../../nbs/73_data_stages.ipynb #cb5806bf
 def tokenizer(setup: Setup) -> TrainedTokenizer | PretrainedTokenizer:
     "The tokenizer of captioner and reasoner."
     decoder = setup.scale.captioner.decoder
-    return PretrainedTokenizer(setup.disk.model(decoder)) if isinstance(decoder, str) else trained_tokenizer(setup)
-
-def trained_tokenizer(setup: Setup) -> TrainedTokenizer:
-    "The tokenizer that is trained here."
-    return TrainedTokenizer(training_clips(setup, 'train'), mixed_in_sounds(setup, 'train'), knowledge_sentences(setup), setup.scale.data.vocabulary)
+    if isinstance(decoder, str): return PretrainedTokenizer(setup.disk.model(decoder))
+    return trained_tokenizer(setup)

@@ -7,19 +7,23 @@ __all__ = ['Initial', 'mask_noise', 'mae_losses', 'history', 'MaskedAutoencoder'
            'MultitaskEncoder', 'multitask_encoder', 'ShippedEncoder', 'Architecture', 'captioner_encoder']
 
 # %% ../../nbs/74_encoder_stages.ipynb #1ba94d6d
-import shutil
+import shutil, torch
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-import torch
 from fastcore.basics import patch
+
+# %% ../../nbs/74_encoder_stages.ipynb #2da3cfbb
 from ..audio.frontend import FrontendConfig
-from ..core import LogocentricError, best_device, config_hash, read_json, set_seed, shipped_path, write_json
 from ..cache import is_main, save_on_main_process
+from ..core import LogocentricError, best_device, config_hash, read_json, set_seed, shipped_path, write_json
 from ..data.clipset import Crops
+from ..encoder.audio_encoder import AudioEncoder, load_encoder
 from ..encoder.mae import MASKING, MAEConfig, MAEEncoder, MAEModel, clip_noise
-from ..encoder.reconstruction import Reconstruction, interpolation_loss, mean_loss, reconstruct
 from ..encoder.pretrain import Objective, PretrainingClips, pretrain
-from ..encoder.audio_encoder import load_encoder
+from ..encoder.reconstruction import Reconstruction, interpolation_loss, mean_loss, reconstruct
+
+# %% ../../nbs/74_encoder_stages.ipynb #8fd69e7e
 from .data_stages import (Frontend, crop_frames, frontend, normalised_silence, rendered_clips,
                                               rendered_sounds, training_clips)
 from .scales import Setup
@@ -33,21 +37,29 @@ def mask_noise(model: MAEModel, names: list[str], frames: int) -> torch.Tensor: 
     return clip_noise(names, model.config.n_rows, frames//model.config.patch_frames)
 
 # %% ../../nbs/74_encoder_stages.ipynb #20c0a363
-def mae_losses(model: MAEModel, crops: Crops, learned: bool = True, batch_size: int = 32) -> dict[str, float]:
-    "Loss of the two baselines, and of an autoencoder that has `learned`, on the same masks."
-    sums, model = dict(mean=0., interpolation=0.) | (dict(model=0.) if learned else {}), model.to(best_device())
-    for start in range(0, len(crops), batch_size):
-        rows = list(range(start, min(start + batch_size, len(crops))))
-        logmel = crops.batch(rows, None)['logmel'].to(model.device)
-        for name, loss in _losses(model, logmel, mask_noise(model, [str(r) for r in rows], logmel.shape[1]).to(model.device), learned):
-            sums[name] += loss*len(rows)
-    return {name: total/len(crops) for name, total in sums.items()}
-
 @torch.no_grad()
-def _losses(model, logmel, noise, learned):
-    if learned: yield 'model', model(logmel, noise=noise).loss.item()
-    yield 'mean', mean_loss(model, logmel, noise=noise)
-    yield 'interpolation', interpolation_loss(model, logmel, noise=noise)
+def _batch_losses(model, logmel, noise, learned):
+    found = dict(model=model(logmel, noise=noise).loss.item()) if learned else {}
+    return found | dict(mean=mean_loss(model, logmel, noise=noise),
+                        interpolation=interpolation_loss(model, logmel, noise=noise))
+
+# %% ../../nbs/74_encoder_stages.ipynb #3c52361e
+def _batches(model, crops, size): # log-mels, and the noise of their masks, by the numbers of the clips
+    for start in range(0, len(crops), size):
+        rows = list(range(start, min(start + size, len(crops))))
+        logmel = crops.batch(rows, None)['logmel'].to(model.device)
+        yield logmel, mask_noise(model, [str(r) for r in rows], logmel.shape[1]).to(model.device)
+
+# %% ../../nbs/74_encoder_stages.ipynb #d1980bb4
+def mae_losses(model: MAEModel, crops: Crops,
+               learned: bool = True, # whether the autoencoder's own loss is computed as well
+               batch_size: int = 32) -> dict[str, float]:
+    "Loss of the two baselines, and of an autoencoder that has `learned`, on the same masks."
+    model = model.to(best_device())
+    sums = dict.fromkeys(['mean', 'interpolation'] + ['model']*learned, 0.)
+    for logmel, noise in _batches(model, crops, batch_size):
+        for name, loss in _batch_losses(model, logmel, noise, learned).items(): sums[name] += loss*len(logmel)
+    return {name: total/len(crops) for name, total in sums.items()}
 
 # %% ../../nbs/74_encoder_stages.ipynb #717ec29b
 def history(folder: Path) -> History:
@@ -68,7 +80,9 @@ class MaskedAutoencoder(Stage):
     mask_ratio: float
     seed: int
 
-    def read(self, folder): return MAEModel.from_pretrained(folder).eval()
+# %% ../../nbs/74_encoder_stages.ipynb #b6f757bc
+@patch
+def read(self: MaskedAutoencoder, folder: Path) -> MAEModel: return MAEModel.from_pretrained(folder).eval()
 
 # %% ../../nbs/74_encoder_stages.ipynb #8df2fcde
 @patch
@@ -85,13 +99,15 @@ def untrained(self: MaskedAutoencoder) -> MAEModel:
     set_seed(self.seed)
     return MAEModel(MAEConfig.preset(**self.encoder, mask_ratio=self.mask_ratio, pad_value=silence))
 
+# %% ../../nbs/74_encoder_stages.ipynb #2d559cee
 @patch
 def make(self: MaskedAutoencoder, folder: Path) -> dict:
     "Pre-train."
     model, valid = self.untrained(), self.valid and self.crops(self.valid, random=False)
     baselines = mae_losses(model, valid, learned=False) if valid else {}
-    history = train(model, self.crops(self.clips), replace(self.train, seed=self.seed).per_process(), valid, folder=folder/'training',
-                    baselines=baselines, desc=f'encoder, {self.mask_ratio:.0%} masked')
+    recipe = replace(self.train, seed=self.seed).per_process()
+    history = train(model, self.crops(self.clips), recipe, valid, folder=folder/'training', baselines=baselines,
+                    desc=f'encoder, {self.mask_ratio:.0%} masked')
     save_on_main_process(folder, model)
     if is_main(): write_json(folder/'frontend.json', self.frontend.load().to_dict())
     return history.keep(folder)
@@ -100,16 +116,17 @@ def make(self: MaskedAutoencoder, folder: Path) -> dict:
 def masked_autoencoder(setup: Setup, mask_ratio: float # such as `MASKING['text']`
                       ) -> MaskedAutoencoder:
     "The autoencoder of a setup, at a mask ratio."
-    scale = setup.scale.encoder
-    return MaskedAutoencoder(training_clips(setup, 'train'), training_clips(setup, 'valid'), frontend(setup), scale.preset, scale.mae,
-                             crop_frames(setup), mask_ratio, setup.seed)
+    scale, (clips, valid) = setup.scale.encoder, [training_clips(setup, split) for split in ('train', 'valid')]
+    return MaskedAutoencoder(clips, valid, frontend(setup), scale.preset, scale.mae, crop_frames(setup), mask_ratio,
+                             setup.seed)
 
 # %% ../../nbs/74_encoder_stages.ipynb #fa4948a8
 def reconstruction(stage: MaskedAutoencoder, logmels: torch.Tensor # (clips, frames, mels), normalised
                   ) -> Reconstruction:
     "Original, masked and reconstructed log-mels, with masks seeded by the clip's number."
     model, logmels = stage.load(), logmels[:, :stage.frames]
-    return reconstruct(model, logmels, noise=mask_noise(model, [str(i) for i in range(len(logmels))], logmels.shape[1]))
+    noise = mask_noise(model, [str(i) for i in range(len(logmels))], logmels.shape[1])
+    return reconstruct(model, logmels, noise=noise)
 
 # %% ../../nbs/74_encoder_stages.ipynb #2dcd5f9e
 @dataclass(frozen=True)
@@ -130,11 +147,18 @@ class MultitaskEncoder(Stage):
 def make(self: MultitaskEncoder, folder: Path) -> None:
     "Pre-train."
     (music, valid_music), (sounds, valid_sounds) = ([s.load() for s in pair] for pair in (self.music, self.sounds))
-    frontend = self.frontend.load()
+    frontend, config = self.frontend.load(), MAEConfig.preset(**self.encoder)
     valid = PretrainingClips(valid_music, valid_sounds, frontend, self.frames, random=False, of=self.of)
-    pretrain(music, sounds, frontend, MAEConfig.preset(**self.encoder), self.train.per_process(), folder, valid, self.objective, self.frames,
+    pretrain(music, sounds, frontend, config, self.train.per_process(), folder, valid, self.objective, self.frames,
              self.of, desc='encoder')
     shutil.rmtree(folder/'training', ignore_errors=True)
+
+# %% ../../nbs/74_encoder_stages.ipynb #53fb7b2b
+def _multitask_recipe(setup: Setup, steps: int | None) -> TrainConfig:
+    recipe = setup.scale.encoder.multitask
+    if not recipe: raise LogocentricError(
+        f'scale {setup.scale.name!r} has no recipe for music and sounds: use `masked_autoencoder`')
+    return replace(recipe, seed=setup.seed, steps=steps or recipe.steps)
 
 # %% ../../nbs/74_encoder_stages.ipynb #5e9d0cca
 def multitask_encoder(setup: Setup,
@@ -144,22 +168,30 @@ def multitask_encoder(setup: Setup,
                       **changes                  # of the encoder's configuration
                      ) -> MultitaskEncoder:
     "The encoder of a setup that learns from music and sounds."
-    recipe = setup.scale.encoder.multitask
-    if not recipe: raise LogocentricError(f'scale {setup.scale.name!r} has no recipe for music and sounds: use `masked_autoencoder`')
+    recipe = _multitask_recipe(setup, steps)
     both = lambda clips: tuple(clips(setup, split) for split in ('train', 'valid'))
-    return MultitaskEncoder(both(rendered_clips), both(rendered_sounds), frontend(setup), {**setup.scale.encoder.preset, 'target': 'per_patch', **changes},
-                            replace(recipe, seed=setup.seed, steps=steps or recipe.steps), objective, of, crop_frames(setup))
+    config = {**setup.scale.encoder.preset, 'target': 'per_patch', **changes}
+    return MultitaskEncoder(both(rendered_clips), both(rendered_sounds), frontend(setup), config, recipe, objective, of,
+                            crop_frames(setup))
 
 # %% ../../nbs/74_encoder_stages.ipynb #d64d068e
+@lru_cache(maxsize=1)
+def _shipped() -> str: return load_encoder().fingerprint # asked for by every key above it: its weights are read once
+
 @dataclass(frozen=True)
 class ShippedEncoder(Given):
     "The encoder that comes with the package, or random weights of its architecture."
     random: bool = False
 
     @property
-    def key(self): return f'{"random" if self.random else "shipped"}-{load_encoder().fingerprint}'
+    def key(self): return f'{"random" if self.random else "shipped"}-{_shipped()}'
     def folder(self): return shipped_path('ear')
-    def load(self): return load_encoder()
+
+# %% ../../nbs/74_encoder_stages.ipynb #7cd97295
+@patch
+def load(self: ShippedEncoder) -> AudioEncoder:
+    "The encoder that comes with the package, whichever weights a captioner begins with."
+    return load_encoder()
 
 # %% ../../nbs/74_encoder_stages.ipynb #ffaa5b96
 @dataclass(frozen=True)
@@ -170,7 +202,12 @@ class Architecture(Given):
 
     @property
     def key(self): return f'architecture-{config_hash(self.config)}'
-    def load(self): return MAEConfig.preset(**self.encoder, pad_value=normalised_silence(self.frontend.load()))
+
+# %% ../../nbs/74_encoder_stages.ipynb #ab26ec1a
+@patch
+def load(self: Architecture) -> MAEConfig:
+    "The configuration."
+    return MAEConfig.preset(**self.encoder, pad_value=normalised_silence(self.frontend.load()))
 
 # %% ../../nbs/74_encoder_stages.ipynb #e0459ff4
 Initial = tuple[MAEModel | MAEEncoder | MAEConfig, FrontendConfig] # a configuration stands for random weights
@@ -187,6 +224,7 @@ def initial(self: Architecture) -> Initial:
     "What a captioner's encoder begins as, and its frontend."
     return self.load(), self.frontend.load()
 
+# %% ../../nbs/74_encoder_stages.ipynb #10b299c1
 @patch
 def initial(self: MaskedAutoencoder) -> Initial:
     "What a captioner's encoder begins as, and its frontend."

@@ -10,21 +10,24 @@ __all__ = ['EXPERIMENTS', 'notebook_path', 'check_parameters', 'package_modules'
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import papermill as pm
+from fastcore.basics import patch
 from ..core import LogocentricError, code_hash, config_hash, project_root, read_json, write_json
-from .schedule import answering_stages, training_stages
 from .scales import Setup
+from .schedule import answering_stages, training_stages
 from .sources import read_sources
 from .stage import Stage
 
 # %% ../../nbs/80_experiments.ipynb #2508efa3
 EXPERIMENTS = ('figure2_masking', 'table1_reasoner_size', 'table2_data_scale', 'table3_audioset', 'figure4_confusion')
 
+# %% ../../nbs/80_experiments.ipynb #0c3a5fee
 def notebook_path(name: str) -> Path:
     "The notebook of an experiment, in the checkout."
-    if project_root() is None: raise LogocentricError('experiments are notebooks: run this in a clone of the repository')
+    if project_root() is None:
+        raise LogocentricError('experiments are notebooks: run this in a clone of the repository')
     path = project_root()/'nbs'/'experiments'/f'{name}.ipynb'
-    if not path.exists(): raise LogocentricError(f'unknown experiment {name!r}: choose from {", ".join(EXPERIMENTS)}')
-    return path
+    if path.exists(): return path
+    raise LogocentricError(f'unknown experiment {name!r}: choose from {", ".join(EXPERIMENTS)}')
 
 # %% ../../nbs/80_experiments.ipynb #0ece50ec
 def check_parameters(name: str, parameters: dict) -> None:
@@ -47,6 +50,7 @@ def fingerprint(name: str, parameters: dict) -> str:
     disk = dict(sources=asdict(read_sources(parameters['sources']))) if parameters.get('sources') else {}
     return config_hash(dict(source=source, parameters=parameters, code=code_hash(*package_modules()), **disk))
 
+# %% ../../nbs/80_experiments.ipynb #e1e6e38e
 def is_complete(output: Path, fingerprint: str) -> bool:
     "Whether an executed notebook is complete, and has this fingerprint."
     if not output.exists(): return False
@@ -59,6 +63,17 @@ def output_path(name: str, parameters: dict) -> Path:
     "Where the executed notebook of an experiment lies."
     of = Setup.at(parameters['scale'], parameters['seed'], sources=parameters.get('sources', ''))
     return of.folder/f'{name}.ipynb'
+
+# %% ../../nbs/80_experiments.ipynb #edc7f1c2
+def _execute(name, parameters, output, mark):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f'unfinished-{output.name}')
+    pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()),
+                        progress_bar=False, kernel_name='python3')
+    notebook = read_json(unfinished)
+    notebook['metadata']['logocentric'] = mark
+    write_json(output, notebook)
+    unfinished.unlink()
 
 # %% ../../nbs/80_experiments.ipynb #2abb81e6
 def run_experiment(name: str,                 # a notebook of `nbs/experiments`, such as one of `EXPERIMENTS`
@@ -73,17 +88,6 @@ def run_experiment(name: str,                 # a notebook of `nbs/experiments`,
     if not is_complete(output, mark): _execute(name, parameters, output, mark)
     return output
 
-# %% ../../nbs/80_experiments.ipynb #edc7f1c2
-def _execute(name, parameters, output, mark):
-    "Run a notebook; where a cell fails, what was executed stays, to be read."
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f'unfinished-{output.name}')
-    pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()), progress_bar=False, kernel_name='python3')
-    notebook = read_json(unfinished)
-    notebook['metadata']['logocentric'] = mark
-    write_json(output, notebook)
-    unfinished.unlink()
-
 # %% ../../nbs/80_experiments.ipynb #06b3e157
 @dataclass(frozen=True)
 class NotebookRun(Stage):
@@ -96,23 +100,31 @@ class NotebookRun(Stage):
 
     @property
     def title(self): return f'notebook {self.name}'
-    @property
-    def given(self) -> dict: return dict(scale=self.scale, seed=self.seed) | (dict(sources=self.sources) if self.sources else {})
+
+# %% ../../nbs/80_experiments.ipynb #b2504c8e
+@patch(as_prop=True)
+def given(self: NotebookRun) -> dict:
+    "The parameters of the notebook."
+    return dict(scale=self.scale, seed=self.seed) | (dict(sources=self.sources) if self.sources else {})
 
 # %% ../../nbs/80_experiments.ipynb #74aa38e7
-from fastcore.basics import patch
-
 @patch(as_prop=True)
 def needs(self: NotebookRun) -> list[Stage]:
-    "All stages of the paper: what the notebook asks for, and more."
+    "All stages of the paper: what the notebook reads, and more."
     setup = Setup.at(self.scale, self.seed, sources=self.sources)
     return [*training_stages(setup), *answering_stages(setup)]
 
+# %% ../../nbs/80_experiments.ipynb #d2a2dcbb
 @patch
-def is_made(self: NotebookRun) -> bool: return is_complete(output_path(self.name, self.given), fingerprint(self.name, self.given))
+def is_made(self: NotebookRun) -> bool:
+    "Whether the executed notebook is complete."
+    return is_complete(output_path(self.name, self.given), fingerprint(self.name, self.given))
 
+# %% ../../nbs/80_experiments.ipynb #b8e964e2
 @patch
-def folder(self: NotebookRun) -> Path: return run_experiment(self.name, **self.given).parent
+def folder(self: NotebookRun) -> Path:
+    "The folder of the executed notebook, which is run now if it is not there yet."
+    return run_experiment(self.name, **self.given).parent
 
 # %% ../../nbs/80_experiments.ipynb #b2bd3a60
 def notebook_runs(setup: Setup) -> list[NotebookRun]:

@@ -18,16 +18,16 @@ from ..runs import TrainConfig
 @dataclass(frozen=True)
 class DataScale:
     "How much there is to learn from, and to be tested on."
-    pairs: tuple[int, ...]       # Table 2: numbers of training pairs, from few to many
-    held_out: int                # clips for validation, and as many for the novelty score
-    test: int                    # clips in each test set
-    sentences: int               # of music knowledge
-    crop: float = 2.56           # seconds of each clip in one training step
-    vocabulary: int = 2000       # tokens of the byte-level BPE tokenizer
-    labelled: int = 2000         # labelled clips that the supervised baseline learns from
-    sounds_share: float = 0.     # non-music sounds mixed into training, for each clip of music
-    kept: int | None = None      # rendered pairs that are kept on disk; those beyond are rendered while they are learned from
-    sounds: int = 0              # clips of sound that is not music, for `EncoderScale.multitask`
+    pairs: tuple[int, ...]   # Table 2: numbers of training pairs, from few to many
+    held_out: int            # clips for validation, and as many for the novelty score
+    test: int                # clips in each test set
+    sentences: int           # of music knowledge
+    crop: float = 2.56       # seconds of each clip in one training step
+    vocabulary: int = 2000   # tokens of the byte-level BPE tokenizer
+    labelled: int = 2000     # labelled clips that the supervised baseline learns from
+    sounds_share: float = 0. # non-music sounds mixed into training, for each clip of music
+    kept: int | None = None  # rendered pairs kept on disk; those beyond are rendered during training
+    sounds: int = 0          # non-music clips for `EncoderScale.multitask`
 
 # %% ../../nbs/71_scales.ipynb #fe98c505
 @dataclass(frozen=True)
@@ -39,24 +39,27 @@ class EncoderScale:
 
 # %% ../../nbs/71_scales.ipynb #36450b6b
 STARTS = dict(
-    ear='the encoder that comes with the package', ear_random='its architecture with random weights',
-    paper="masked autoencoder on the captioner's clips, 15 % masked", paper75='the same, 75 % masked',
+    ear='the encoder that comes with the package',
+    ear_random='its architecture with random weights',
+    paper="masked autoencoder on the captioner's clips, 15 % masked",
+    paper75='the same, 75 % masked',
     random='random weights of that architecture')
 
 # %% ../../nbs/71_scales.ipynb #296c72ca
+# long: every size of the captioner, each with its unit
 @dataclass(frozen=True)
 class CaptionerScale:
     "How large the captioner is, and how it learns."
-    decoder: dict | str                # GPT-2: sizes of a new one, or a name on the Hub
-    train: TrainConfig                 # encoder and decoder end to end
-    warmup: TrainConfig | None = None  # text-only warm-up of a decoder that starts from random weights
-    frozen: TrainConfig | None = None  # training on the shipped encoder while that is frozen; end to end by default
-    start: str = 'paper'               # where the encoder begins, one of `STARTS`
+    decoder: dict | str               # GPT-2: sizes of a new one, or a name on the Hub
+    train: TrainConfig                # encoder and decoder end to end
+    warmup: TrainConfig | None = None # text-only warm-up of a decoder that starts from random weights
+    frozen: TrainConfig | None = None # training on the frozen shipped encoder; end to end by default
+    start: str = 'paper'              # where the encoder begins, one of `STARTS`
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
-    lags: tuple[int, ...] = ()         # frame embeddings between two that are compared, where the encoder is frozen
-    encoder_rate: float = 1.           # learning rate of the shipped encoder, in units of the captioner's
-    tokens: int = 90                   # longest description
-    samples: int = 8                   # descriptions of each clip that are sampled beside the likeliest one
+    lags: tuple[int, ...] = ()        # frame embeddings between two that are compared, where the encoder is frozen
+    encoder_rate: float = 1.          # learning rate of the shipped encoder, in units of the captioner's
+    tokens: int = 90                  # longest description
+    samples: int = 8                  # descriptions sampled of each clip, besides the likeliest one
 
 # %% ../../nbs/71_scales.ipynb #360fa87d
 @patch(as_prop=True)
@@ -64,6 +67,7 @@ def is_frozen(self: CaptionerScale) -> bool:
     "Whether the captioner's encoder is frozen."
     return self.start == 'ear' and self.frozen is not None
 
+# %% ../../nbs/71_scales.ipynb #73401f8f
 @patch(as_prop=True)
 def recipe(self: CaptionerScale) -> TrainConfig:
     "How the captioner is trained."
@@ -75,6 +79,7 @@ def rate(self: CaptionerScale) -> float:
     "Learning rate of the encoder, in units of the captioner's: the shipped encoder has a rate of its own."
     return 0. if self.is_frozen else self.encoder_rate if self.start == 'ear' else 1.
 
+# %% ../../nbs/71_scales.ipynb #dc060447
 @patch(as_prop=True)
 def whole_bridge(self: CaptionerScale) -> dict:
     "How sound enters GPT-2: from all frame embeddings of a frozen encoder, and from how they change."
@@ -84,26 +89,27 @@ def whole_bridge(self: CaptionerScale) -> dict:
 @dataclass(frozen=True)
 class ReasonerScale:
     "Which reasoners are compared."
-    names: tuple[str, ...]     # from small to large: sizes trained here, or names on the Hub
-    steps: int | None = None   # of a reasoner that is trained here; each size's own by default
+    names: tuple[str, ...]   # from small to large: sizes trained here, or names on the Hub
+    steps: int | None = None # of a reasoner that is trained here; each size's own by default
 
     @property
     def largest(self) -> str: return self.names[-1]
 
 # %% ../../nbs/71_scales.ipynb #182f6f03
+# long: every size of Table 3, each with its unit
 @dataclass(frozen=True)
 class TaggingScale:
     "How large Table 3 is."
-    clips: tuple[int, int, int]     # mixtures rendered for training, validation and test; a set on disk has as many as it has
+    clips: tuple[int, int, int]     # mixtures for training, validation, test; of a set on disk all that it has
     decoders: dict[str, dict | str] # GPT-2 from small to large: sizes of a new one, or a name on the Hub
     train: TrainConfig              # of every model of the table
     direct_lr: float                # learning rate of the direct classifier
     bridge: dict = field(default_factory=dict) # how sound enters GPT-2: fields of `CaptionerConfig`
     hidden: int = 0                 # width of the direct classifier's hidden layer
-    noise: float = 0.               # on the features of a frozen encoder, in training, in units of their deviation
+    noise: float = 0.               # in training, on features of a frozen encoder, in units of their deviation
     vocabulary: int = 800           # tokens of a tokenizer that is trained here
     samples: int = 8                # lists of labels sampled for each clip
-    encoder: str = ''               # preset of an encoder that learns along; by default the shipped one, frozen
+    encoder: str = ''               # preset of an encoder that is trained too; by default the shipped one, frozen
     pretrain: TrainConfig | None = None # how that encoder is pre-trained on the training clips
 
 # %% ../../nbs/71_scales.ipynb #b213f9ee
@@ -118,71 +124,96 @@ class Scale:
     tagging: TaggingScale
 
 # %% ../../nbs/71_scales.ipynb #3fe58059
-def _smoke() -> Scale:
-    few, tags = TrainConfig(steps=4, batch_size=8), dict(n_layer=1, n_positions=128)
-    return Scale(
-        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, vocabulary=600, labelled=40, sounds_share=.25, sounds=40),
-        EncoderScale(dict(name='tiny'), mae=few, multitask=few),
-        CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), train=few, warmup=few, frozen=few, lags=(1,), tokens=30),
-        ReasonerScale(('small', 'medium', 'large'), steps=4),
-        TaggingScale((24, 8, 16), dict(small=dict(n_embd=16, n_head=1, **tags), large=dict(n_embd=32, n_head=2, **tags)), few, 1e-3,
-                     dict(lags=[1]), hidden=8, noise=.5, samples=2))
+_FEW = TrainConfig(steps=4, batch_size=8)
 
-# %% ../../nbs/71_scales.ipynb #a14d93ee
 def _gpt2(width: int, layers: int, heads: int, positions: int = 128, **more) -> dict:
     return dict(n_embd=width, n_layer=layers, n_head=heads, n_positions=positions, **more)
 
+# %% ../../nbs/71_scales.ipynb #8588b199
+def _smoke_tagging() -> TaggingScale:
+    return TaggingScale((24, 8, 16), dict(small=_gpt2(16, 1, 1), large=_gpt2(32, 1, 2)), _FEW, 1e-3, dict(lags=[1]),
+                        hidden=8, noise=.5, samples=2)
+
+# %% ../../nbs/71_scales.ipynb #34a0a55b
+def _smoke() -> Scale:
+    return Scale(
+        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, vocabulary=600, labelled=40,
+                           sounds_share=.25, sounds=40),
+        EncoderScale(dict(name='tiny'), mae=_FEW, multitask=_FEW),
+        CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), _FEW, warmup=_FEW, frozen=_FEW, lags=(1,), tokens=30),
+        ReasonerScale(('small', 'medium', 'large'), steps=4), _smoke_tagging())
+
+# %% ../../nbs/71_scales.ipynb #a14d93ee
 _NO_DROPOUT = dict(resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.)
+_SLOW = dict(betas=(.9, .98)) # of AdamW
 
 def _auto(steps: int, batch_size: int, lr: float, **more) -> TrainConfig:
     return TrainConfig(steps=steps, batch_size=batch_size, lr=lr, mixed_precision='auto', **more)
 
 # %% ../../nbs/71_scales.ipynb #487b9f07
 def _mini_captioner() -> CaptionerScale:
-    slow = dict(betas=(.9, .98))
     return CaptionerScale(
-        _gpt2(128, 3, 4, **_NO_DROPOUT), start='ear', encoder_rate=.05, lags=(1, 2, 4), bridge=dict(spoken_share=.25, seen_share=.3),
-        warmup=_auto(300, 64, 3e-3), train=_auto(1600, 32, 3e-3, eval_every=160, **slow), frozen=_auto(3000, 64, 3e-3, eval_every=300, **slow))
+        _gpt2(128, 3, 4, **_NO_DROPOUT), start='ear', encoder_rate=.05, lags=(1, 2, 4),
+        bridge=dict(spoken_share=.25, seen_share=.3), warmup=_auto(300, 64, 3e-3),
+        train=_auto(1600, 32, 3e-3, eval_every=160, **_SLOW), frozen=_auto(3000, 64, 3e-3, eval_every=300, **_SLOW))
 
+# %% ../../nbs/71_scales.ipynb #b158694d
 def _mini_tagging() -> TaggingScale:
     return TaggingScale(
-        (6000, 600, 1500), dict(small=_gpt2(64, 2, 2), large=_gpt2(128, 3, 4)), _auto(2000, 64, 3e-3, betas=(.9, .98), eval_every=250),
-        1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
+        (6000, 600, 1500), dict(small=_gpt2(64, 2, 2), large=_gpt2(128, 3, 4)),
+        _auto(2000, 64, 3e-3, eval_every=250, **_SLOW), 1e-3, dict(lags=[1, 2, 4]), hidden=1024, noise=.5)
 
 # %% ../../nbs/71_scales.ipynb #bae8e875
 def _mini() -> Scale:
+    encoder = EncoderScale(dict(name='mini'), mae=_auto(400, 64, 3e-3),
+                           multitask=_auto(1500, 64, 2e-3, warmup=.05, keep='last'))
     return Scale(
         'mini', DataScale(pairs=(500, 6000), held_out=334, test=1000, sentences=300_000, sounds_share=.25, sounds=6000),
-        EncoderScale(dict(name='mini'), mae=_auto(400, 64, 3e-3), multitask=_auto(1500, 64, 2e-3, warmup=.05, keep='last')),
-        _mini_captioner(), ReasonerScale(('small', 'medium', 'large')), _mini_tagging())
+        encoder, _mini_captioner(), ReasonerScale(('small', 'medium', 'large')), _mini_tagging())
 
 # %% ../../nbs/71_scales.ipynb #2cadcdd0
 def _quick(steps: int, batch_size: int, lr: float) -> TrainConfig:
-    return TrainConfig(steps=steps, batch_size=batch_size, lr=lr, betas=(.9, .98), mixed_precision='bf16', eval_every=steps//10, num_workers=14)
+    return TrainConfig(steps=steps, batch_size=batch_size, lr=lr, mixed_precision='bf16', eval_every=steps//10,
+                       num_workers=14, **_SLOW)
 
-def _gpu_tagging(small: TaggingScale) -> TaggingScale:
-    longer = replace(small.train, steps=6000, batch_size=128, lr=1e-3, mixed_precision='bf16', eval_every=600)
-    return replace(small, clips=(40_000, 1_000, 5_000), decoders=small.decoders | dict(large=_gpt2(384, 6, 6)), train=longer, direct_lr=5e-4)
+# %% ../../nbs/71_scales.ipynb #ac125051
+def _gpu_captioner(mini: CaptionerScale) -> CaptionerScale:
+    return replace(mini, decoder=_gpt2(384, 6, 6, **_NO_DROPOUT), warmup=_quick(1_000, 256, 1e-3),
+                   train=_quick(3_200, 128, 1e-3), frozen=None, bridge=dict(lags=[1, 2, 4]))
+
+# %% ../../nbs/71_scales.ipynb #3abc906e
+def _gpu_tagging(mini: TaggingScale) -> TaggingScale:
+    longer = replace(mini.train, steps=6000, batch_size=128, lr=1e-3, mixed_precision='bf16', eval_every=600)
+    return replace(mini, clips=(40_000, 1_000, 5_000), decoders=mini.decoders | dict(large=_gpt2(384, 6, 6)),
+                   train=longer, direct_lr=5e-4)
 
 # %% ../../nbs/71_scales.ipynb #8e485124
 def _gpu() -> Scale:
     mini = _mini()
-    data = replace(mini.data, pairs=(2_000, 22_000, 100_000, 400_000), kept=22_000, held_out=1_000, test=5_000, crop=10.)
-    captioner = replace(mini.captioner, decoder=_gpt2(384, 6, 6, **_NO_DROPOUT), warmup=_quick(1_000, 256, 1e-3), train=_quick(3_200, 128, 1e-3),
-                        frozen=None, bridge=dict(lags=[1, 2, 4]))
-    return Scale('gpu', data, replace(mini.encoder, mae=_quick(2_000, 256, 3e-3)), captioner, mini.reasoner, _gpu_tagging(mini.tagging))
+    data = replace(mini.data, pairs=(2_000, 22_000, 100_000, 400_000), kept=22_000, held_out=1_000, test=5_000,
+                   crop=10.)
+    return Scale('gpu', data, replace(mini.encoder, mae=_quick(2_000, 256, 3e-3)), _gpu_captioner(mini.captioner),
+                 mini.reasoner, _gpu_tagging(mini.tagging))
 
 # %% ../../nbs/71_scales.ipynb #8194fcf9
+_PAIRS, _TAGGED = 25_723, 22_000 # the paper's pairs, and clips of AudioSet's balanced list
+
 def _epochs(n: int, clips: int, batch_size: int, lr: float) -> TrainConfig:
     return TrainConfig(steps=n*clips//batch_size, batch_size=batch_size, lr=lr, mixed_precision='bf16', num_workers=8)
 
+# %% ../../nbs/71_scales.ipynb #e4abdf69
+def _paper_tagging() -> TaggingScale:
+    return TaggingScale(
+        (20_000, 1_000, 5_000), {'gpt2': 'gpt2', 'gpt2-large': 'gpt2-large'}, _epochs(100, _TAGGED, 64, 1e-4), 1e-4,
+        encoder='base', pretrain=_epochs(100, _TAGGED, 128, 1.5e-4))
+
+# %% ../../nbs/71_scales.ipynb #351bd105
 def _paper() -> Scale:
-    pairs, tagged = 25_723, 22_000   # tagged: AudioSet's balanced list
-    tagging = TaggingScale((20_000, 1_000, 5_000), {'gpt2': 'gpt2', 'gpt2-large': 'gpt2-large'}, _epochs(100, tagged, 64, 1e-4), 1e-4,
-                           encoder='base', pretrain=_epochs(100, tagged, 128, 1.5e-4))
-    return Scale('paper', DataScale(pairs=(2_572, pairs), held_out=1_430, test=1_000, crop=10., sentences=0),
-                 EncoderScale(dict(name='base'), mae=_epochs(100, pairs, 128, 1.5e-4)),
-                 CaptionerScale('gpt2-medium', train=_epochs(100, pairs, 64, 1e-4)), ReasonerScale(('gpt2-large', 'EleutherAI/gpt-neo-1.3B')), tagging)
+    return Scale(
+        'paper', DataScale(pairs=(2_572, _PAIRS), held_out=1_430, test=1_000, crop=10., sentences=0),
+        EncoderScale(dict(name='base'), mae=_epochs(100, _PAIRS, 128, 1.5e-4)),
+        CaptionerScale('gpt2-medium', train=_epochs(100, _PAIRS, 64, 1e-4)),
+        ReasonerScale(('gpt2-large', 'EleutherAI/gpt-neo-1.3B')), _paper_tagging())
 
 # %% ../../nbs/71_scales.ipynb #a11a6595
 SCALES = {scale.name: scale for scale in (_smoke(), _mini(), _gpu(), _paper())}
@@ -193,7 +224,7 @@ class Setup:
     "One run: a scale, a seed, and what is on disk."
     scale: Scale
     seed: int = 1
-    sources: str = '' # a file that says which recordings, captions and models are on disk; without one all clips are rendered
+    sources: str = '' # a file of sources; without one all clips are rendered
 
     @property
     def disk(self) -> Sources:
@@ -207,30 +238,35 @@ def _numbers(text: str, most: int | None) -> tuple[int, ...]:
     except ValueError: found = ()
     if not found or list(found) != sorted(set(found)) or found[0] < 1:
         raise LogocentricError(f'{text!r}: expected numbers of pairs from few to many, such as 2000, 22000')
-    if most and found[-1] > most: raise LogocentricError(f'{found[-1]:,} pairs are asked for, and the captions on disk are {most:,}')
+    if most and found[-1] > most:
+        raise LogocentricError(f'{found[-1]:,} pairs are asked for, and the captions on disk are {most:,}')
     return found
 
+# %% ../../nbs/71_scales.ipynb #46b3b31f
 def _a_tenth_and_all(n: int) -> tuple[int, int]: return max(1, n//10), n
 
-# %% ../../nbs/71_scales.ipynb #46b3b31f
 def _data(scale: Scale, disk: Sources, pairs: str) -> DataScale:
     "The sizes of a scale's data, where captions are on disk or numbers of pairs are asked for."
     found = disk.captions and disk.caption_count()
-    given = dict(pairs=_a_tenth_and_all(found), sounds_share=0.) if found else {} # just what was given
+    given = dict(pairs=_a_tenth_and_all(found), sounds_share=0.) if found else {}
     if pairs: given |= dict(pairs=_numbers(pairs, found or None))
     return replace(scale.data, **given)
+
+# %% ../../nbs/71_scales.ipynb #9e491249
+def _check_known(given: str, known: dict, what: str) -> None:
+    if given not in known: raise LogocentricError(f'unknown {what} {given!r}: choose from {", ".join(known)}')
 
 # %% ../../nbs/71_scales.ipynb #cf1f2d0b
 @patch(cls_method=True)
 def at(cls: Setup, scale: str = 'mini', # one of `SCALES`
        seed: int = 1,
-       start: str | None = None,        # where the captioner's encoder begins, one of `STARTS`; by default as the scale says
+       start: str | None = None,        # where the captioner's encoder begins, one of `STARTS`; by default the scale's
        sources: str = '',               # a file of sources
-       pairs: str = ''                  # numbers of training pairs, such as '2000, 22000'; by default as the scale says
+       pairs: str = ''                  # numbers of training pairs, such as '2000, 22000'; by default the scale's
       ) -> Setup:
     "The setup of a scale, by name."
-    for given, known, what in ((scale, SCALES, 'scale'), (start or 'paper', STARTS, 'start')):
-        if given not in known: raise LogocentricError(f'unknown {what} {given!r}: choose from {", ".join(known)}')
+    _check_known(scale, SCALES, 'scale')
+    _check_known(start or 'paper', STARTS, 'start')
     preset = SCALES[scale]
     captioner = replace(preset.captioner, start=start or preset.captioner.start)
     return cls(replace(preset, captioner=captioner, data=_data(preset, read_sources(sources), pairs)), seed, sources)
@@ -248,15 +284,21 @@ def pretrained(self: Setup) -> list[str]:
 def check_batches(self: Setup) -> None:
     "Refuse numbers of processes and parts by which a batch of this setup cannot be divided."
     s = self.scale
-    reasoner = TrainConfig(steps=1, batch_size=REASONER_BATCH) if set(s.reasoner.names) & set(REASONER_SIZES) else None
-    for recipe in (s.encoder.mae, s.captioner.warmup, s.captioner.recipe, s.tagging.train, s.tagging.pretrain, reasoner): recipe and recipe.per_process()
+    recipes = [s.encoder.mae, s.captioner.warmup, s.captioner.recipe, s.tagging.train, s.tagging.pretrain]
+    if set(s.reasoner.names) & set(REASONER_SIZES): recipes.append(TrainConfig(steps=1, batch_size=REASONER_BATCH))
+    for recipe in filter(None, recipes): recipe.per_process()
 
 # %% ../../nbs/71_scales.ipynb #74b77c14
+def _disk_name(sources: str) -> str: # a file of sources
+    if not sources: return ''
+    path = str(Path(sources).expanduser().absolute())
+    return f'{Path(path).stem}-{config_hash(dict(path=path), 4)}'
+
+# %% ../../nbs/71_scales.ipynb #f1feec25
 @patch(as_prop=True)
 def folder(self: Setup) -> Path:
     "Where executed notebooks, records, figures and the report of this setup lie."
     preset, start = SCALES.get(self.scale.name), self.scale.captioner.start
-    path = self.sources and str(Path(self.sources).expanduser().absolute())
-    disk = f'{Path(path).stem}-{config_hash(dict(path=path), 4)}' if path else ''
     other = start if preset and start != preset.captioner.start else ''
-    return run_path('-'.join(str(part) for part in (self.scale.name, self.seed, other, disk) if str(part)))
+    parts = (self.scale.name, self.seed, other, _disk_name(self.sources))
+    return run_path('-'.join(str(part) for part in parts if str(part)))

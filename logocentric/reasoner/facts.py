@@ -4,20 +4,14 @@
 
 # %% auto #0
 __all__ = ['DIMENSIONS', 'FREQUENCY_WEIGHTS', 'STRAY', 'STRAY_ELSEWHERE', 'DIMENSION_WEIGHTS', 'FEATURE_COUNTS', 'YES_WEIGHT',
-           'load_asset', 'load_facts', 'genres', 'expand', 'n_phrases', 'sample_idea', 'sample_strand',
-           'sample_features', 'scale_sum', 'answer_of', 'known_presence', 'sample_presence']
+           'load_facts', 'genres', 'expand', 'n_phrases', 'sample_idea', 'sample_strand', 'sample_features',
+           'scale_sum', 'answer_of', 'known_presence', 'sample_presence']
 
 # %% ../../nbs/60_facts.ipynb #c8d8c4a8
-import random, re, tomllib
+import random, re
 from collections import Counter
 from functools import lru_cache
-from ..core import shipped_path
-
-# %% ../../nbs/60_facts.ipynb #bc377319
-@lru_cache
-def load_asset(name: str) -> dict:
-    "A TOML file that ships with this package."
-    return tomllib.loads((shipped_path()/name).read_text(encoding='utf-8'))
+from ..core import load_asset
 
 # %% ../../nbs/60_facts.ipynb #fa000001
 def load_facts() -> dict:

@@ -13,8 +13,9 @@ __all__ = ['THINGS', 'STATEMENTS', 'JOINERS', 'PLAIN_FRAMES', 'ANSWER_FRAMES', '
 # %% ../../nbs/61_knowledge.ipynb #kn000003
 import random, re
 from typing import NamedTuple
-from .facts import (FEATURE_COUNTS, answer_of, expand, genres, load_asset, load_facts,
-                                        sample_features, sample_presence, sample_strand)
+from ..core import load_asset
+from .facts import (FEATURE_COUNTS, answer_of, expand, genres, load_facts, sample_features,
+                                        sample_presence, sample_strand)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

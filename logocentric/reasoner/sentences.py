@@ -13,8 +13,7 @@ import numpy as np, torch
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
-from ..core import LogocentricError
-from .facts import load_asset
+from ..core import LogocentricError, load_asset
 from .labels import label_words
 from .model import Reasoner, Scores, fill, load_pretrained
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core import LogocentricError
+from ..core import LogocentricError, load_asset
 from ..data.styles import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS
 from ..data.composition import TEMPO_RANGES
 from ..data.descriptions import affect
 from ..metrics import Score, bootstrap_score, score
 from ..multilabel import score_tagging
-from .facts import load_asset
 from .model import LabelWarning, Scores, log_mean_probability
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression, Ridge

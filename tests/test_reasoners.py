@@ -2,45 +2,53 @@
 from itertools import product
 import pytest
 from logocentric.core import LogocentricError, load_records, shared_path
-from logocentric.pipeline.scales import SCALES
 from logocentric.pipeline.data_stages import TEST_SETS
 from logocentric.pipeline.experiments import run_experiment
+from logocentric.pipeline.scales import SCALES
+from logocentric.reasoner.analysis import PROMPT_LAB, VERDICTS
 from logocentric.reasoner.sentences import minilm_folder
 from logocentric.reasoner.tasks import METRICS, TASKS
-from logocentric.reasoner.analysis import PROMPT_LAB, VERDICTS
 
-N, DRAWS, READERS = SCALES['smoke'].test, SCALES['smoke'].draws, SCALES['smoke'].readers
+SMOKE = SCALES['smoke']
+N, SAMPLES, REASONERS = SMOKE.data.test, SMOKE.captioner.samples, SMOKE.reasoner.names
 RULES = ('sum', 'mean', 'pmi', 'calibrated')
 
 
-def metrics(smoke_home, name):
+def metrics(home, name):
     run_experiment(name, 'smoke', 1)
-    return load_records(smoke_home/'data'/'runs'/'smoke-1'/'records', name=name)[0].metrics
+    return load_records(home/'data'/'runs'/'smoke-1'/'records', name=name)[0].metrics
 
 
 def is_share(s, n): return 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == n
 
 
+def assert_verdicts(e):
+    "Every clip has one verdict."
+    assert list(e['overall']) == list(VERDICTS) and all(is_share(s, N) for s in e['overall'].values())
+    assert sum(s['value'] for s in e['overall'].values()) == pytest.approx(1)
+    assert sum(s['right']['n'] for s in e['by_label'].values()) == N
+    assert e['right_by_chance'] <= e['overall']['right']['value']
+
+
 def test_every_error_is_the_captioners_or_the_reasoners(smoke_home):
-    found = metrics(smoke_home, 'ear_or_reader')
-    assert found['reader'] == READERS[-1] and found['draws'] == DRAWS and set(found['shares']) == set(TEST_SETS)
+    found = metrics(smoke_home, 'captioner_or_reasoner')
+    assert found['reasoner'] == REASONERS[-1] and found['samples'] == SAMPLES and set(found['shares']) == set(TEST_SETS)
     for t, both in found['shares'].items():
-        assert set(both) == {'likeliest', 'drawn'}
+        assert set(both) == {'likeliest', 'sampled'}
         for source, e in both.items():
-            assert list(e['overall']) == list(VERDICTS) and all(is_share(s, N) for s in e['overall'].values())
-            assert sum(s['value'] for s in e['overall'].values()) == pytest.approx(1)
+            assert_verdicts(e)
             right, calibration = e['overall']['right']['value'], found['calibration'][t][source]
-            assert sum(s['right']['n'] for s in e['by_label'].values()) == N and e['lucky'] <= right
             assert is_share(calibration, N) and calibration['accuracy'] == right
             wrong, prior = found['fallback'][t][source], found['prior'][t]
             assert is_share(wrong, N - round(N*right)) and wrong['blank'] == max(prior, key=prior.get)
         assert sum(sum(row.values()) for row in found['moved'][t].values()) == N
     for p in found['paired']:
-        drawn, likeliest = (found['shares'][p['test']][s]['overall']['right']['value'] for s in ('drawn', 'likeliest'))
-        assert p['value'] == pytest.approx(drawn - likeliest) and p['low'] <= p['value'] <= p['high']
-        assert p['p'] <= p['p_holm'] <= 1
+        right = {s: e['overall']['right']['value'] for s, e in found['shares'][p['test']].items()}
+        assert p['value'] == pytest.approx(right['sampled'] - right['likeliest'])
+        assert p['low'] <= p['value'] <= p['high'] and p['p'] <= p['p_holm'] <= 1
 
 
+@pytest.mark.slow
 def test_every_way_to_ask_is_measured(smoke_home):
     found = metrics(smoke_home, 'prompt_lab')
     asked = {(r['test'], r['prompt'], r['words'], r['rule']): r['accuracy'] for r in found['accuracy']}
@@ -49,10 +57,11 @@ def test_every_way_to_ask_is_measured(smoke_home):
         choice = found['choice']['fma' if t == 'fma_shifted' else 'gtzan']
         ways = [a for (test, *_), a in asked.items() if test == t]
         assert s['chosen'] == asked[(t, *choice['chosen'].split(', '))] and s['n'] == choice['n'][t] == N
-        assert 0 < choice['n']['valid'] <= SCALES['smoke'].held_out and (s['min'], s['max']) == (min(ways), max(ways))
+        assert 0 < choice['n']['valid'] <= SMOKE.data.held_out and (s['min'], s['max']) == (min(ways), max(ways))
         assert choice['valid'][choice['chosen']] == max(choice['valid'].values())
 
 
+@pytest.mark.slow
 def test_prompts_with_few_and_many_pairs_and_described_labels(smoke_home):
     found = metrics(smoke_home, 'prompt_lab')
     plain = [r for r in found['accuracy'] if (r['test'], r['words']) == ('fma_shifted', 'plain')]
@@ -71,12 +80,13 @@ def test_prompts_with_few_and_many_pairs_and_described_labels(smoke_home):
         assert row['difference'] == pytest.approx(row['described'] - row['named']) and row['n'] > 0
 
 
+@pytest.mark.slow
 def test_the_sentence_encoder_is_a_row_of_the_table(smoke_home):
     try: minilm_folder()
     except LogocentricError as error: pytest.skip(str(error))
-    found = metrics(smoke_home, 'sentence_reader')
-    ways, sources = ('words', 'described', 'described, centred'), ('predicted', 'drawn', 'true')
-    rows = {f'MiniLM, {way}' for way in ways} | {f'{r} reader' for r in READERS}
+    found = metrics(smoke_home, 'sentence_reasoner')
+    ways, sources = ('words', 'described', 'described, centred'), ('predicted', 'sampled', 'true')
+    rows = {f'MiniLM, {way}' for way in ways} | {f'{name} reasoner' for name in REASONERS}
     for t in TEST_SETS:
         assert set(found['accuracy'][t]) == rows == set(found['ranks'][t])
         for by_source in found['accuracy'][t].values():
@@ -88,13 +98,14 @@ def test_the_sentence_encoder_is_a_row_of_the_table(smoke_home):
         assert p['difference'] == pytest.approx(ours - largest) and p['p'] <= p['p_holm'] <= 1
 
 
+@pytest.mark.slow
 def test_every_task_is_a_row(smoke_home):
     found = metrics(smoke_home, 'sixteen_tasks')
     assert [r['task'] for r in found['rows']] == list(TASKS)
     for r in found['rows']:
         task = TASKS[r['task']]
         assert r['metric'] == METRICS[task.kind] and r['answers'] == len(task.labels) and 0 < r['n'] <= N
-        for key in ('supervised', 'predicted', 'drawn', 'true'):
+        for key in ('supervised', 'predicted', 'sampled', 'true'):
             assert 0 <= r[key]['low'] <= r[key]['high'] and r[key]['n'] == r['n'] and r[key]['value'] >= 0
     for row in found['macro_f1'].values():
         for s in row.values(): assert 0 <= s['low'] <= s['high'] <= 1 and s['n'] == N
@@ -103,6 +114,7 @@ def test_every_task_is_a_row(smoke_home):
     assert all(f['right'] == f['stated'] == 1 for f in facts['true'].values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shared_path() is None, reason='the folder of real recordings is not there')
 def test_recordings_are_asked_what_their_names_say(smoke_home):
     found = metrics(smoke_home, 'recordings')
