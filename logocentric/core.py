@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
-           'shared_path', 'demo_path', 'shipped_path', 'model_path', 'set_seed', 'best_device', 'cores',
+           'shared_path', 'demo_path', 'shipped_path', 'model_path', 'load_asset', 'set_seed', 'best_device', 'cores',
            'bf16_is_faster', 'atomic_write', 'write_json', 'read_json', 'Settings', 'config_hash', 'code_hash',
            'versions', 'Record', 'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import ast, hashlib, importlib, json, math, os, platform, random, sys, time, warnings
+import ast, hashlib, importlib, json, math, os, platform, random, sys, time, tomllib, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -78,9 +78,9 @@ def demo_path(name: str # such as `piano`
     return path if path and path.is_file() else None
 
 # %% ../nbs/00_core.ipynb #7bf1ac13
-def shipped_path(kind: str = '' # `captioner`, `reasoner` or `ear`; by default the folder that holds them
+def shipped_path(kind: str = '' # `captioner`, `reasoner`, `ear`, or a table; by default the folder that holds them
                 ) -> Path:
-    "The folder of a model that came with the package."
+    "Where a model, or a table, that came with the package lies."
     return Path(find_spec('logocentric').origin).parent/'assets'/kind
 
 # %% ../nbs/00_core.ipynb #fb341b5a
@@ -94,6 +94,13 @@ def model_path(kind: str, # `captioner`, `reasoner` or `ear`
     hint = 'run `logocentric reproduce` (or `make reproduce`) once to train one'
     if folder: hint = 'give a folder that holds it'
     raise LogocentricError(f'no trained {kind} in {places[0]}: {hint}')
+
+# %% ../nbs/00_core.ipynb #3d5c96ca
+@lru_cache
+def load_asset(name: str # file name, such as 'facts.toml'
+              ) -> dict: # its order is the file's
+    "A table that ships with the package."
+    return tomllib.loads(shipped_path(name).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #2242d928
 def set_seed(seed: int  # seeds Python, NumPy and torch

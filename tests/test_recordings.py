@@ -9,7 +9,7 @@ is certain has no row. The signal was used only to doubt a name, and for the tem
   test tones too).
 * `voice`: any human voice, spoken or sung. An animal has none. The label is of the whole file: the song of Karissa
   Hobbs begins without its singer.
-* `lead`: a key of `LEADS`; empty too where that has no word, as for an oboe, a bass or singing with words.
+* `lead`: a key of `ATTRIBUTES['lead']`; empty too where that has no word, as for an oboe, a bass or singing with words.
 * `instruments`: keys of `FAMILIES` below, those that are certain; there may be more, except where the note lists all.
 * `drums`: any drum or cymbal. `tempo`: a key of `TEMPO_RANGES`. `seconds`: the length of the file, measured.
 
@@ -17,17 +17,19 @@ Of a recording in two encodings (librosa's `.ogg` and `.hq.ogg`) the plain `.ogg
 """
 import pandas as pd, pytest, soundfile as sf
 from logocentric.core import project_root, shared_path
-from logocentric.data.corpus import BASS, DRUMS, LEADS
+from logocentric.data.composition import TEMPO_RANGES
+from logocentric.data.styles import ATTRIBUTES
 from logocentric.data.composition import TEMPO_RANGES
 
 COLUMNS = ['file', 'kind', 'form', 'voice', 'lead', 'instruments', 'drums', 'tempo', 'seconds', 'source']
 VALUES = dict(kind=['music', 'speech', 'other', ''], form=['recording', 'loop', 'note', 'hit', 'sound'],
-              voice=['yes', 'no', ''], lead=[*LEADS, ''], drums=['yes', 'no', ''], tempo=[*TEMPO_RANGES, ''])
+              voice=['yes', 'no', ''], lead=[*ATTRIBUTES['lead'], ''], drums=['yes', 'no', ''],
+              tempo=[*TEMPO_RANGES, ''])
 GUITARS = ['acoustic_guitar', 'clean_guitar', 'distorted_guitar', 'slide_guitar']
 FAMILIES = dict(piano=['piano'], organ=['organ'], guitar=GUITARS, violin=['violin', 'fiddle'], cello=['cello'],
                 strings=['strings'], brass=['trumpet'], trumpet=['trumpet'], saxophone=['saxophone'], flute=['flute'],
                 voices=['voices'], mallets=['vibraphone', 'marimba'], bells=['bells'], celesta=['bells'], oboe=[],
-                bassoon=[], orchestra=[], bass=[*BASS], drums=[*DRUMS],
+                bassoon=[], orchestra=[], bass=[*ATTRIBUTES['bass']], drums=[*ATTRIBUTES['drums']],
                 hand_drums=['hand_drums'])  # the corpus' nearest words
 
 FOLDER = shared_path() and shared_path()/'data'/'recordings'
@@ -51,7 +53,8 @@ def test_every_row_says_something(table):
 def test_instruments_are_families_of_the_corpus(table):
     assert {i for row in table.instruments for i in row.split()} == set(FAMILIES)
     assert all(len(set(row.split())) == len(row.split()) for row in table.instruments)
-    assert {v for values in FAMILIES.values() for v in values} <= {*LEADS, *BASS, *DRUMS}
+    assert {v for values in FAMILIES.values() for v in values} <= {*ATTRIBUTES['lead'], *ATTRIBUTES['bass'],
+                                                                   *ATTRIBUTES['drums']}
 
 def test_labels_agree_with_each_other(table):
     for row in table.itertuples():

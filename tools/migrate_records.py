@@ -7,16 +7,20 @@ from pathlib import Path
 from logocentric.core import Record, read_json, results_path, write_json
 from dataclasses import asdict
 
-NAMES = dict(ear_or_reader='captioner_or_reasoner', ear_study='encoder_study', probe_ear='probe_encoder', sentence_reader='sentence_reasoner')
-KEYS = dict(lines='baselines', reader='reasoner', reasoner='model', readers='reasoners', reader_sizes='reasoner_sizes', drawn='sampled',
+NAMES = dict(ear_or_reader='captioner_or_reasoner', ear_study='encoder_study', probe_ear='probe_encoder',
+             sentence_reader='sentence_reasoner')
+KEYS = dict(lines='baselines', reader='reasoner', reasoner='model', readers='reasoners', reader_sizes='reasoner_sizes',
+            drawn='sampled',
             draws='samples', deaf='no_audio', strange='unknown', direct='classifier', heard='predicted', told='stated')
 SPECIAL = {
     'captioner_or_reasoner': {'ear': 'captioner', 'lucky': 'right_by_chance'},
     'probe_encoder': {'ear': 'encoder', 'the ear': 'the encoder'},
     'warm_start': dict(loss_of_ear='loss_of_shipped', difference_of_ear='difference_of_shipped'),
-    'table3_audioset': {'never heard one': 'no recordings', 'never heard one, beside what it says of mixtures': 'no recordings, relative to mixtures'}}
+    'table3_audioset': {'never heard one': 'no recordings',
+                        'never heard one, beside what it says of mixtures': 'no recordings, relative to mixtures'}}
 WORDS = {
-    'encoder_study': [('paint, ', 'reconstruction, '), ('causes without painting', 'causes without reconstruction'), ('columns hidden', 'frames masked'),
+    'encoder_study': [('paint, ', 'reconstruction, '), ('causes without painting', 'causes without reconstruction'),
+                      ('columns hidden', 'frames masked'),
                       ('hidden', 'masked')],
     'sentence_reasoner': [(' reader', ' reasoner')]}
 

@@ -6,10 +6,10 @@
 __all__ = ['BLOCK_ACTIVATIONS', 'LOGIT_BYTES', 'peak_memory', 'block_bytes', 'stack_bytes', 'encoder_bytes', 'mae_bytes',
            'language_bytes', 'trained_encoder_bytes', 'captioner_bytes']
 
-# %% ../../nbs/83_footprint.ipynb #057612b9
-from transformers import PretrainedConfig
+# %% ../../nbs/83_footprint.ipynb #12b11acc
 from ..encoder.mae import MAEConfig
 from .operations import CaptionerParts, count_patches
+from transformers import PretrainedConfig
 
 # %% ../../nbs/83_footprint.ipynb #b3f1976b
 def peak_memory(weights: int,      # parameters

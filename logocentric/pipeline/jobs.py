@@ -9,11 +9,11 @@ __all__ = ['DATA_SETS', 'SENTENCE', 'INFERENCE_BLOCK', 'INFERENCE_LOGMEL', 'clip
            'encode_job', 'describe_job', 'describe_tests_job', 'answer_job', 'tagger_parts', 'tagger_job',
            'classifier_network', 'classifier_job', 'score_job', 'encode_tags_job', 'tag_training_jobs', 'tag_jobs']
 
-# %% ../../nbs/85_jobs.ipynb #c41be84e
+# %% ../../nbs/85_jobs.ipynb #4c6c0b5f
 import math
 from dataclasses import replace
-from transformers import AutoModelForCausalLM, GPTNeoConfig, PretrainedConfig
 from ..core import LogocentricError, shipped_path
+from transformers import AutoModelForCausalLM, GPTNeoConfig, PretrainedConfig
 from ..encoder.mae import MAEConfig, MAEModel
 from ..reasoner.tagging import SigmoidConfig, SigmoidTagger
 from ..reasoner.training import REASONER_BATCH, REASONER_SIZES

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
-from transformers import AutoConfig, GPT2Config, GPTNeoConfig, PretrainedConfig
-from ..captioner.model import Captioner, CaptionerConfig
 from ..core import LogocentricError
 from ..encoder.mae import MAEConfig
+from ..captioner.model import Captioner, CaptionerConfig
+from transformers import AutoConfig, GPT2Config, GPTNeoConfig, PretrainedConfig
 
 # %% ../../nbs/82_operations.ipynb #e0ab984f
 def without_weights(make: Callable # gives a model

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'TITLES', 'RENDERED_NOTE', 'RECORDED_NOTE', 'STYLE', 'published', 'paper_number', 'results_table',
-           'tagging_table', 'paired_sentence', 'report_section', 'report', 'publish', 'leave_launch', 'run_paper',
-           'reproduce']
+           'tagging_table', 'paired_sentence', 'genres_table', 'sorts_table', 'report_section', 'report', 'publish',
+           'leave_launch', 'run_paper', 'reproduce']
 
 # %% ../../nbs/81_report.ipynb #9d5f4b34
 import os, time
@@ -23,6 +23,7 @@ from ..metrics import with_interval
 from .captioner_stages import trained_captioner
 from .experiments import EXPERIMENTS, notebook_runs
 from .reasoner_stages import reasoner_stage
+from .data_stages import TEST_SETS
 from .results import TEST_TITLES, genre_table
 from .scales import Setup
 from .schedule import answering_stages, run_stages, training_stages
@@ -88,6 +89,32 @@ def paired_sentence(test: str, c: dict # from `compare`
     (first, n), (second, m) = c['a'], c['b']
     return (f"{TEST_TITLES[test]}: {first} reasoner with {n:,} pairs against {second} with {m:,}: "
             f"{c['difference']*100:+.1f} points on {c['n']:,} clips, McNemar p = {c['p']:.2g}: {verdict}")
+
+# %% ../../nbs/81_report.ipynb #54bd5645
+_GENRE_COLUMNS = ('rendered test set', 'N', 'chance', 'log-mel, supervised', 'from its words', 'pooled over several',
+                  'from true words')
+
+def _genre_line(r, baselines):
+    scores = [with_interval(s) for s in (baselines['supervised'], r['predicted'], r['sampled'], r['true'])]
+    return f"| {TEST_SETS[r['test']]} | {r['n']:,} | {baselines['chance']:.3f} | {' | '.join(scores)} |"
+
+# %% ../../nbs/81_report.ipynb #1c89adc0
+def genres_table(record: Record, # of the experiment `table1_reasoner_size`
+                 reasoner: str   # whose rows
+                ) -> str:        # a table in Markdown
+    "Zero-shot accuracies on rendered test sets, with their baselines."
+    rows, baselines = record.metrics['rows'], record.metrics['baselines']
+    lines = [_genre_line(r, baselines[r['test']]) for r in rows if r['reasoner'] == reasoner]
+    return '\n'.join([f"| {' | '.join(_GENRE_COLUMNS)} |", '|' + '---|'*len(_GENRE_COLUMNS), *lines])
+
+# %% ../../nbs/81_report.ipynb #6397b888
+def sorts_table(record: Record # of the experiment `music_or_not`
+               ) -> str:       # a table in Markdown
+    "How often the words tell of the right one of music, a voice, and neither."
+    m = record.metrics
+    rows = [f"| {name} | {m['truth'][name]} | {s['n']:,} | {m['statistics'][name]['value']:.3f} | {with_interval(s)} |"
+            for name, s in m['accuracy'].items()]
+    return '\n'.join(['| sounds | are | N | log-mel statistics | its words |', '|---|---|---|---|---|', *rows])
 
 # %% ../../nbs/81_report.ipynb #723e536c
 TITLES = dict(figure2_masking='Figure 2: what the masked autoencoder fills in',
