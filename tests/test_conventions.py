@@ -216,6 +216,12 @@ def test_the_paper_in_eight_chapters_is_a_chain():
     assert re.findall(r'^\| \[(\w+)\]\(\1\.ipynb\) \|', table, re.M) == order
 
 
+def test_the_index_lists_all_chapters_in_order():
+    index = '\n'.join(source(c) for c in cells(ROOT/'nbs'/'index.ipynb', 'markdown'))
+    table = index.partition('## Read it')[2].partition('\n## ')[0]
+    assert re.findall(r'^\| \**\[(\w+)\]\(\1\.ipynb\)\** \|', table, re.M) == [p.stem for p in LIBRARY]
+
+
 # --- the library: groups, arrows, walls
 
 @library

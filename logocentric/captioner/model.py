@@ -13,12 +13,6 @@ from pathlib import Path
 from fastcore.basics import chunked, patch
 from torch import nn
 
-# %% ../../nbs/51_captioner.ipynb #e4870988
-from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config, GPT2LMHeadModel, PretrainedConfig,
-                          PreTrainedModel, PreTrainedTokenizerBase, initialization as init)
-from transformers.configuration_utils import SubConfigSpec
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
 # %% ../../nbs/51_captioner.ipynb #fe9ea6ad
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import LengthPolicy
@@ -28,6 +22,12 @@ from ..memory import halve_on_oom
 from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from ..encoder.features import embed_frames, random_patches
 from ..batches import preserve_rng_state
+
+# %% ../../nbs/51_captioner.ipynb #e4870988
+from transformers import (AutoConfig, AutoTokenizer, GenerationMixin, GPT2Config, GPT2LMHeadModel, PretrainedConfig,
+                          PreTrainedModel, PreTrainedTokenizerBase, initialization as init)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # %% ../../nbs/51_captioner.ipynb #dcb84062
 class CaptionerConfig(PretrainedConfig):
