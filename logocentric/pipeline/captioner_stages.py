@@ -15,6 +15,7 @@ from pathlib import Path
 import logocentric.captioner.describe # noqa: F401, for `Captioner.calibrate_novelty`
 from ..cache import save_on_main_process
 from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_config, sample_captions
+from ..captioner.describe import describe # with it captioners get `calibrate_novelty`
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
 from ..core import best_device, read_json, set_seed, write_json
 from ..data.clipset import ClipSet, LazyPairs

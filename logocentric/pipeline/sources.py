@@ -12,19 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-import numpy as np, pandas as pd, torch
-from fastcore.basics import chunked, patch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
-# %% ../../nbs/70_sources.ipynb #4a71a5c2
 from ..audio.decoding import Window
 from ..cache import progress
 from ..captioner.model import WEIGHTS, Captioner
 from ..core import LogocentricError, cache_path, config_hash
+from ..memory import halve_on_oom
+from ..metrics import majority_level
+
+# %% ../../nbs/70_sources.ipynb #0b9edbfe
 from ..data.clips import Clips, build_clips
 from ..data.clipset import ClipSet, Part
 from ..data.datasets import DATASETS, read_dataset
@@ -34,8 +29,15 @@ from ..data.manifests import Manifest
 from ..data.shards import Shards
 from ..data.styles import LABELS
 from ..data.tables import read_table
-from ..memory import halve_on_oom
-from ..metrics import majority_level
+
+# %% ../../nbs/70_sources.ipynb #4a71a5c2
+import numpy as np, pandas as pd, torch
+from fastcore.basics import chunked, patch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/70_sources.ipynb #8b5b3608
 @dataclass(frozen=True)

@@ -12,36 +12,40 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 from fastcore.basics import patch
-from ..core import cache_path, code_hash, config_hash
 from ..cache import cached_folder, world_size
+from ..core import cache_path, code_hash, config_hash
 
 # %% ../../nbs/72_stage.ipynb #666056cc
 @dataclass(frozen=True)
 class Stage:
-    "A part of the pipeline as a value: its fields are all that its result depends on, and a field that is a stage is needed first."
-    kind: ClassVar[str] = 'stage'           # its folder below `data/cache`
-    code: ClassVar[tuple[str, ...]] = ()    # modules that decide its result, as `code_hash` takes them
-    together: ClassVar[bool] = False        # made by all processes of a launch, as training is
-    all_cores: ClassVar[bool] = False       # keeps all cores busy by itself
-    seconds: ClassVar[float] = 5.           # at scale `mini` on two cores: only compares stages
+    "A part of the pipeline as a value: its fields are all that its result depends on, and name the stages it needs."
+    kind: ClassVar[str] = 'stage'        # its folder below `data/cache`
+    code: ClassVar[tuple[str, ...]] = () # modules that decide its result, as `code_hash` takes them
+    together: ClassVar[bool] = False     # made by all processes of a launch, as training is
+    all_cores: ClassVar[bool] = False    # keeps all cores busy by itself
+    seconds: ClassVar[float] = 5.        # at scale `mini` on two cores: only compares stages
 
     @cached_property
     def key(self) -> str:
         "Its name: the kind, and a hash of the configuration."
         return f'{self.kind}-{config_hash(self.config)}'
 
-    @property
-    def title(self) -> str:
-        "What a progress bar says while it is made."
-        return self.kind
+# %% ../../nbs/72_stage.ipynb #7982b38d
+@patch
+def make(self: Stage, folder: Path) -> dict | None:
+    "Fill the folder; what is returned is kept in its `done.json`."
+    raise NotImplementedError
 
-    def make(self, folder: Path) -> dict | None:
-        "Fill the folder; what is returned is kept in its `done.json`."
-        raise NotImplementedError
+@patch
+def read(self: Stage, folder: Path) -> Any:
+    "The result, from a folder that is made: by default the folder itself."
+    return folder
 
-    def read(self, folder: Path) -> Any:
-        "The result, from a folder that is made: by default the folder itself."
-        return folder
+# %% ../../nbs/72_stage.ipynb #a4cf35e8
+@patch(as_prop=True)
+def title(self: Stage) -> str:
+    "What a progress bar says while it is made."
+    return self.kind
 
 # %% ../../nbs/72_stage.ipynb #d13e8b1e
 def _plain(value: Any) -> Any:
@@ -59,20 +63,24 @@ def config(self: Stage) -> dict:
     return given | (dict(code=code_hash(*self.code)) if self.code else {})
 
 # %% ../../nbs/72_stage.ipynb #b0ff230a
+def _parts(value: Any) -> Iterable:
+    if is_dataclass(value): return (getattr(value, f.name) for f in fields(value))
+    if isinstance(value, dict): return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
+
 def _stages_in(value: Any) -> Iterator[Stage]:
     if isinstance(value, Stage): yield value
-    elif is_dataclass(value): yield from (s for f in fields(value) for s in _stages_in(getattr(value, f.name)))
-    elif isinstance(value, dict): yield from (s for v in value.values() for s in _stages_in(v))
-    elif isinstance(value, (list, tuple)): yield from (s for v in value for s in _stages_in(v))
+    else: yield from (stage for part in _parts(value) for stage in _stages_in(part))
 
+# %% ../../nbs/72_stage.ipynb #d8959989
 @patch(as_prop=True)
 def needs(self: Stage) -> list[Stage]:
     "The stages that must be made before this one, each once."
-    return list({s.key: s for f in fields(self) for s in _stages_in(getattr(self, f.name))}.values())
+    return list({s.key: s for part in _parts(self) for s in _stages_in(part)}.values())
 
 # %% ../../nbs/72_stage.ipynb #a51361b3
 def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    "Some stages and all that they need, each once, every one behind what it needs."
+    "Some stages and all that they need, each once and after all that it needs."
     found = {}
     def visit(stage):
         if stage.key in found: return
@@ -87,6 +95,7 @@ def is_made(self: Stage) -> bool:
     "Whether the result is there."
     return (cache_path(self.kind, config_hash(self.config))/'done.json').exists()
 
+# %% ../../nbs/72_stage.ipynb #883a99df
 @patch
 def folder(self: Stage) -> Path:
     "The folder of the result, made now, with all that it needs, if it is not there yet."
@@ -107,6 +116,6 @@ class Given(Stage):
 
 # %% ../../nbs/72_stage.ipynb #0dd1fe8c
 def stage_tree(stage: Stage, depth: int = 0) -> str:
-    "A stage and what it needs, as an indented list; what is made is marked."
+    "A stage and what it needs, as an indented list that says what is made."
     mark = 'made' if stage.is_made() else 'to be made'
     return '\n'.join(['  '*depth + f'{stage.key} ({mark})', *(stage_tree(need, depth + 1) for need in stage.needs)])
