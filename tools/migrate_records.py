@@ -15,6 +15,8 @@ KEYS = dict(lines='baselines', reader='reasoner', reasoner='model', readers='rea
 SPECIAL = {
     'captioner_or_reasoner': {'ear': 'captioner', 'lucky': 'right_by_chance'},
     'probe_encoder': {'ear': 'encoder', 'the ear': 'the encoder'},
+    'bridge_study': {'hears nothing': 'no audio', 'columns think first': 'MLP before attention', 'said': 'captions'},
+    'forgetting': dict(hearing='encoding'),
     'warm_start': dict(loss_of_ear='loss_of_shipped', difference_of_ear='difference_of_shipped'),
     'table3_audioset': {'never heard one': 'no recordings',
                         'never heard one, beside what it says of mixtures': 'no recordings, relative to mixtures'}}
