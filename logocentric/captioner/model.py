@@ -224,7 +224,7 @@ def _audio(model, logmel, frame_mask, embeddings, embedding_mask, features):
     return model.prefix(features)
 
 # %% ../../nbs/51_captioner.ipynb #fd4d0489
-# long: `transformers` reads this signature, and each way to give a sound is a parameter of it
+# long: this signature is read by `transformers`, and each way to give a sound is a parameter of it
 @patch
 def forward(self: Captioner,
             input_ids: torch.Tensor,                    # (b, text) tokens
