@@ -113,8 +113,7 @@ def texts(self: LabelScores) -> list[list[str]]:
 def make(self: LabelScores, folder: Path) -> None:
     "Score every label after every description."
     texts = [d.strip() or 'nothing' for several in self.texts() for d in several]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', LabelWarning)
+    with warnings.catch_warnings(action='ignore', category=LabelWarning):
         scores = self.question.task().ask(load_reasoner(self.reasoner), texts, self.rule)
     np.save(folder/'scores.npy', scores.values)
 
@@ -157,7 +156,9 @@ class LabelPrior(Stage):
 def make(self: LabelPrior, folder: Path) -> None:
     "Score every label after a blank description."
     labels, prompt = list(self.question.labels), self.question.prompt
-    np.save(folder/'scores.npy', load_reasoner(self.reasoner).prior(labels, prompt, self.rule).values)
+    with warnings.catch_warnings(action='ignore', category=LabelWarning):
+        scores = load_reasoner(self.reasoner).prior(labels, prompt, self.rule)
+    np.save(folder/'scores.npy', scores.values)
 
 # %% ../../nbs/76_reasoner_stages.ipynb #d6cffaba
 def prior(setup: Setup, task: Task, reasoner: str | None = None, rule: str = 'sum') -> Scores: # (1, labels)
