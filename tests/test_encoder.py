@@ -86,12 +86,12 @@ def test_a_recipe_is_strict():
 def test_a_card_is_of_its_own_encoder(encoder, tmp_path):
     from logocentric.core import load_records, results_path
     from logocentric.encoder.shipped import write_card
-    record = load_records(results_path(), name='probe_ear')[0]
-    assert record.metrics['ear'] == encoder.fingerprint
+    record = load_records(results_path(), name='probe_encoder')[0]
+    assert record.metrics['encoder'] == encoder.fingerprint
     import shutil
     shutil.copytree(shipped_path('ear'), tmp_path/'ear')
     assert write_card(record, tmp_path/'ear').read_text() == (shipped_path('ear')/'README.md').read_text()
-    record.metrics['ear'] = 'another'
+    record.metrics['encoder'] = 'another'
     with pytest.raises(LogocentricError, match='another encoder'): write_card(record, tmp_path/'ear')
 
 

@@ -30,6 +30,7 @@ def assert_verdicts(e):
     assert e['right_by_chance'] <= e['overall']['right']['value']
 
 
+@pytest.mark.slow
 def test_every_error_is_the_captioners_or_the_reasoners(smoke_home):
     found = metrics(smoke_home, 'captioner_or_reasoner')
     assert found['reasoner'] == REASONERS[-1] and found['samples'] == SAMPLES and set(found['shares']) == set(TEST_SETS)

@@ -34,6 +34,7 @@ def test_the_study_of_encoders_measures_every_variant(smoke_home):
         assert set(row) == set(metrics['n']) == set(metrics['chance']) and all(0 <= v <= 1 for v in row.values())
 
 
+@pytest.mark.slow
 def test_the_probes_have_all_their_baselines(smoke_home):
     metrics = run(smoke_home, 'probe_encoder').metrics
     baselines = ('log-mel statistics', 'random weights 0')
@@ -129,6 +130,7 @@ def test_a_start_is_worth_its_steps(smoke_home):
 
 # --- what captions say
 
+@pytest.mark.slow
 def test_music_voices_and_the_rest_are_told_apart_by_words(smoke_home):
     metrics = run(smoke_home, 'music_or_not').metrics
     sets = {'rendered music, test', 'made-up voices, validation', 'other made-up sounds, validation'}
@@ -146,6 +148,7 @@ def quality(smoke_home):
 
 BASELINES = {'tag template', 'most common caption', 'shuffled pairs'}
 
+@pytest.mark.slow
 def test_captions_are_compared_with_baselines(quality):
     metrics = quality.metrics
     assert quality.params['beams'] == 1 and len(metrics['captioner']) == 12
@@ -159,6 +162,7 @@ def test_captions_are_compared_with_baselines(quality):
         assert scores['most common caption']['new captions']['value'] == 0
 
 
+@pytest.mark.slow
 def test_captions_are_asked_for_the_truth(quality):
     metrics = quality.metrics
     clips = {n: t['drums']['clips'] for n, t in metrics['attributes'].items()}
@@ -168,6 +172,7 @@ def test_captions_are_asked_for_the_truth(quality):
         assert of['captions']['hallucinated']['value'] < of['shuffled pairs']['hallucinated']['value']
 
 
+@pytest.mark.slow
 def test_captions_of_a_table_of_ones_own(smoke_home, tmp_path):
     rate = 16_000
     rows = []

@@ -146,7 +146,7 @@ _TABLE_HEAD = ['| task | N | chance | log-mel statistics | random weights | the 
 
 # %% ../../nbs/49_shipped.ipynb #141259fb
 def accuracy_table(
-    record: Record # of the experiment `probe_ear`
+    record: Record # of the experiment `probe_encoder`
 ) -> str: # a table in Markdown
     "Accuracies of an encoder and of two baselines."
     rows = record.metrics['accuracy'].items()
@@ -174,13 +174,13 @@ def _facts(folder): # what a card says of the encoder, its recipe and its histor
 
 # %% ../../nbs/49_shipped.ipynb #06bcc803
 def write_card(
-    record: Record, # of the experiment `probe_ear` on this encoder
+    record: Record, # of the experiment `probe_encoder` on this encoder
     folder: str | Path | None = None, # where the encoder is; the shipped one by default
 ) -> Path:
     "Write the model card of an encoder beside it."
     folder = Path(folder or shipped_path('ear'))
-    if record.metrics['ear'] != load_encoder(folder).fingerprint:
-        raise LogocentricError('this record is of another encoder: run the experiment probe_ear on this one')
+    if record.metrics['encoder'] != load_encoder(folder).fingerprint:
+        raise LogocentricError('this record is of another encoder: run the experiment probe_encoder on this one')
     text = CARD.format(**_facts(folder), how=record.params['how'], table=accuracy_table(record),
                        tuned=_fine_tuned(record), thirds=_with_thirds(record))
     (folder/'README.md').write_text(text, encoding='utf-8')

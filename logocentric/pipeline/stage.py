@@ -114,6 +114,10 @@ class Given(Stage):
     "A stage whose result is there already: a subclass says its `key`, and overrides `folder` or `load`."
     def is_made(self) -> bool: return True
 
+    def folder(self) -> Path | None:
+        "Nothing is made for it, only what it needs."
+        for need in self.needs: need.folder()
+
 # %% ../../nbs/72_stage.ipynb #0dd1fe8c
 def stage_tree(stage: Stage, depth: int = 0) -> str:
     "A stage and what it needs, as an indented list that says what is made."
