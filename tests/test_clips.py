@@ -242,7 +242,7 @@ def test_a_disk_that_is_full(tmp_path, five, monkeypatch):
 
 def test_the_size_is_said_first(tmp_path, five, monkeypatch, capsys):
     monkeypatch.delenv('LOGOCENTRIC_QUIET', raising=False)
-    monkeypatch.delitem(sys.modules, 'ipykernel', raising=False) # a kernel is quiet, and another test may have imported it
+    monkeypatch.delitem(sys.modules, 'ipykernel', raising=False) # a kernel is quiet; another test may have imported it
     build_clips(tmp_path/'clips', listed(tmp_path, five), SECONDS, 1)
     assert 'list: 8.08e-05 GB for 5 clips of 1 s' in capsys.readouterr().out
 
