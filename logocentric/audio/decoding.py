@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_LENGTH', 'LENGTH_TOLERANCE', 'HEADER_ERRORS', 'MAX_AMPLITUDE', 'CONTEXT_SECONDS', 'AudioError', 'AudioInfo',
-           'audio_info', 'stream_audio', 'load_audio', 'as_audio', 'Window', 'LengthPolicy', 'stream_windows']
+           'audio_info', 'Decoded', 'stream_audio', 'load_audio', 'as_audio', 'Window', 'LengthPolicy',
+           'stream_windows']
 
 # %% ../../nbs/10_decoding.ipynb #b69a5d5f
 import math, os, re, shlex, threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
 from ..core import LogocentricError, Settings
@@ -158,6 +159,13 @@ def audio_info(path: str | Path) -> AudioInfo: # a sound file
         frames = _count(f)
         _check_whole(f, frames)
         return AudioInfo(frames/f.samplerate, f.samplerate, f.channels, f'{f.format} {f.subtype}')
+
+# %% ../../nbs/10_decoding.ipynb #d0c0ded2
+@dataclass
+class Decoded:
+    "What decoding a sound found out; filled while it is read."
+    seconds: float = 0.                             # that were decoded
+    notes: list[str] = field(default_factory=list)  # sentences a listener should read: what is missing, odd or guessed
 
 # %% ../../nbs/10_decoding.ipynb #273f1cd5
 MAX_AMPLITUDE = 1e6  # floating-point audio lies within ±1, or ±32768 where somebody forgot to scale
@@ -321,7 +329,8 @@ def coverage(self: LengthPolicy, seconds: float) -> str: # s, length of the soun
 # %% ../../nbs/10_decoding.ipynb #0b7ad072
 def stream_windows(path: str | Path, # a sound file
                    policy: LengthPolicy = LengthPolicy(), # which windows
-                   sample_rate: int = 16_000 # Hz wanted
+                   sample_rate: int = 16_000, # Hz wanted
+                   found: Decoded | None = None # filled while the file is read
                   ) -> Iterator[tuple[Window, np.ndarray]]: # a window and its (samples,) float32
     "The windows of a file, decoded one after the other in bounded memory."
     blocks, held, at = stream_audio(path, policy.hop, sample_rate), np.zeros(0, np.float32), 0
@@ -330,3 +339,4 @@ def stream_windows(path: str | Path, # a sound file
         while at + len(held) < stop and (block := next(blocks, None)) is not None: held = np.concatenate([held, block])
         held, at = held[start - at:], start
         yield window, held[:stop - start]
+    if found: found.seconds = audio_info(path).duration
