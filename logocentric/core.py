@@ -161,7 +161,7 @@ def free_bytes(place: str | Path # a file or folder, there or not
 
 # %% ../nbs/00_core.ipynb #03a65595
 def _found_full(error, place): # as the system says, or the library; or as the disk shows
-    if isinstance(error, OSError): return error.errno in _FULL
+    if number := getattr(error, 'errno', None): return number in _FULL # NumPy raises an `OSError` without a number
     return 'No space left' in str(error) or free_bytes(place) < 2**16
 
 def _found_closed(error, place):

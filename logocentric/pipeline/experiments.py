@@ -7,11 +7,13 @@ __all__ = ['EXPERIMENTS', 'notebook_path', 'check_parameters', 'package_modules'
            'run_experiment', 'NotebookRun', 'notebook_runs']
 
 # %% ../../nbs/80_experiments.ipynb #9754eea8
-import os
+import os, signal, threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import papermill as pm
 from fastcore.basics import patch
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from ..cache import one_process_at_a_time
 from ..core import (DamagedFile, LogocentricError, code_hash, config_hash, home, project_root, read_json,
@@ -58,7 +60,7 @@ def fingerprint(name: str, parameters: dict) -> str:
 def is_complete(output: Path, fingerprint: str) -> bool:
     "Whether an executed notebook is complete, and has this fingerprint."
     try: meta = read_json(output)['metadata']
-    except (FileNotFoundError, DamagedFile): return False
+    except (OSError, DamagedFile): return False
     run = meta.get('papermill', {})
     return bool(run.get('end_time')) and run.get('exception') is None and meta.get('logocentric') == fingerprint
 
@@ -69,15 +71,25 @@ def output_path(name: str, parameters: dict) -> Path:
     return of.folder/f'{name}.ipynb'
 
 # %% ../../nbs/80_experiments.ipynb #edc7f1c2
+@contextmanager
+def _explain_notebook(name, unfinished):
+    interrupt = signal.getsignal(signal.SIGINT)
+    try: yield
+    except PapermillExecutionError as e:
+        if e.ename in ('LogocentricError', 'DamagedFile'): raise LogocentricError(e.evalue) from e
+        raise LogocentricError(f'{name} failed with {e.ename}: {e.evalue}; what was executed is in {unfinished}') from e
+    except DeadKernelError as e: raise LogocentricError(
+        f'{name} was ended from outside, by Ctrl-C or for lack of memory: the same command runs it again') from e
+    finally: # which nbclient changes
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, interrupt)
+
+# %% ../../nbs/80_experiments.ipynb #d42564a3
 def _execute(name, parameters, output, mark):
     unfinished = output.with_name(f'unfinished-{output.name}')
     if os.environ.get('LOGOCENTRIC_HOME'): os.environ['LOGOCENTRIC_HOME'] = str(home())
-    try: pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()),
-                             progress_bar=False, kernel_name='python3')
-    except PapermillExecutionError as e:
-        if e.ename == 'LogocentricError': raise LogocentricError(e.evalue) from e
-        raise LogocentricError(f'{name} failed in cell {e.exec_count}, {e.ename}: {e.evalue}; what was executed is in '
-                               f'{unfinished}') from e
+    with _explain_notebook(name, unfinished):
+        pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()),
+                            progress_bar=False, kernel_name='python3')
     notebook = read_json(unfinished)
     notebook['metadata']['logocentric'] = mark
     write_json(output, notebook)
