@@ -1,10 +1,11 @@
 "The command line, as a user meets it."
-import json, subprocess, sys
+import errno, io, json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
 from logocentric.captioner.model import Captioner
 from logocentric.captioner.describe import describe
+from logocentric import cli
 from logocentric.cli import app, sound_files
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer
@@ -214,7 +215,147 @@ def test_a_folder_without_a_model_says_what_to_do(sounds, tmp_path):
 def test_folders(sounds, tmp_path):
     assert [p.name for p in sound_files([sounds])] == ['broken.mp3', 'long.flac', 'noise.wav']
     (tmp_path/'empty').mkdir()
-    with pytest.raises(LogocentricError, match='no sound files'): sound_files([tmp_path/'empty'])
+    assert sound_files([tmp_path/'empty', tmp_path/'no.wav']) == [tmp_path/'empty', tmp_path/'no.wav']
+
+
+# --- what the world does to it
+
+ODD = (b'caf\xe9.wav', b'line\nbreak.wav', 'a\x1b[2J\u202egnp.wav'.encode()) # no UTF-8; and characters that act
+
+@pytest.fixture
+def world(tmp_path):
+    "A folder that grew over ten years."
+    folder, noise = tmp_path/'old', np.random.default_rng(0).normal(0, .1, 16000)
+    (folder/'__MACOSX').mkdir(parents=True); (folder/'empty').mkdir()
+    sf.write(folder/'good.oga', noise, 16000, format='OGG'); sf.write(folder/'good.w64', noise, 16000, format='W64')
+    data = (folder/'good.w64').read_bytes()
+    for name in map(os.fsdecode, (*ODD, b'._good.wav', b'__MACOSX/x.wav')): (folder/name).write_bytes(data)
+    (folder/'dangling.wav').symlink_to('nowhere.wav')
+    (folder/'loop').symlink_to(folder, target_is_directory=True)
+    (folder/'bad.webm').write_text('no sound')
+    return folder
+
+
+def test_every_file_costs_at_most_its_own_line(world, model, tmp_path):
+    more = [world/'empty', '-', 'https://example.org/a.mp3', 'x'*5000]
+    said = run(app, ['describe', *map(str, [world, *more]), '--model', str(model), '--json', str(tmp_path/'o.json')])
+    rows = json.loads((tmp_path/'o.json').read_text())['files']
+    found = {os.fsencode(r['file'])[-9:]: r for r in rows}
+    assert said.exit_code == 1 and len(rows) == 11 and 'of 11 files could not be read' in said.stderr
+    for name in (b'/good.oga', b'/good.w64', ODD[1][-9:], ODD[2][-9:]): assert 'windows' in found[name], name
+    for name, reason in {b'gling.wav': 'no such file', b'/bad.webm': 'sound', b'old/empty': 'without sound files',
+                         b'-': 'standard input', b'org/a.mp3': 'nothing is downloaded', b'x'*9: ''}.items():
+        assert reason in found[name]['error'] and 'Error' not in found[name]['error']
+    assert {'good.oga', 'bad.webm'} <= {l.rpartition('/')[2] for l in said.output.splitlines()}
+
+
+def test_names_are_printed_without_control_characters(world, model):
+    said = run(app, ['describe', str(world), '--model', str(model)])
+    shown = said.stdout + said.stderr
+    assert r'a\x1b[2J\u202egnp.wav' in shown and r'line\nbreak.wav' in shown and r'caf\udce9.wav' in shown
+    assert not {'\x1b', '\u202e'} & set(shown) and max(map(len, shown.splitlines())) < 1000
+
+
+def test_answers_are_whole_after_each_file(world, model, tmp_path, monkeypatch):
+    "And Ctrl-C, a kill, or a full disk takes nothing that is there."
+    from logocentric.captioner import describe as chapter
+    seen, out = [], tmp_path/'new'/'o.json'
+    def files(*args, **kwargs):
+        for i in range(3):
+            yield f'{i}.wav', LogocentricError('no')
+            seen.append(len(json.loads(out.read_text())['files']))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(chapter, 'describe_files', files)
+    said = run(app, ['describe', str(world), '--model', str(model), '--json', str(out)])
+    assert said.exit_code == 130 and 'interrupted' in said.stderr and seen == [1, 2, 3]
+    assert len(json.loads(out.read_text())['files']) == 3
+    out = tmp_path/'x.json'; out.write_text('{"files": []}')
+    said = run(app, ['describe', str(world), '--model', str(model), '--json', '-'])
+    assert said.exit_code == 130 and len(json.loads(said.stdout)['files']) == 3
+
+
+def test_a_disk_that_fills_keeps_what_was_written(tmp_path, monkeypatch):
+    write = cli._write_all
+    def full(file, data):
+        if b'3.wav' in data: file.write(data[:7]); raise OSError(errno.ENOSPC, 'No space left on device')
+        write(file, data)
+    monkeypatch.setattr(cli, '_write_all', full)
+    with pytest.raises(LogocentricError, match='no room is left'), cli._answers(str(tmp_path/'o.json'), 'n') as put:
+        for i in range(5): put(dict(file=f'{i}.wav'))
+    assert [r['file'] for r in json.loads((tmp_path/'o.json').read_text())['files']] == ['0.wav', '1.wav', '2.wav']
+
+
+def test_json_never_replaces_a_recording(sounds, model):
+    before = (sounds/'noise.wav').read_bytes()
+    said = run(app, ['describe', str(sounds/'long.flac'), '--model', str(model), '--json', str(sounds/'noise.wav')])
+    assert 'is no JSON' in str(said.exception) and (sounds/'noise.wav').read_bytes() == before
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    "Runs `main` with streams of an encoding, or a file as standard output: exit status, output, errors."
+    def call(*arguments, encoding='utf-8', out=None):
+        streams = out or io.TextIOWrapper(io.BytesIO(), encoding), io.TextIOWrapper(io.BytesIO(), encoding)
+        with monkeypatch.context() as m:
+            m.setattr(sys, 'argv', ['logocentric', *map(str, arguments)])
+            m.setattr(sys, 'stdout', streams[0]); m.setattr(sys, 'stderr', streams[1])
+            try: cli.main()
+            except SystemExit as e: code = e.code
+        texts = [s.buffer.getvalue().decode(encoding) if s.flush() is None and isinstance(s.buffer, io.BytesIO) else ''
+                 for s in streams]
+        return code, *texts
+    return call
+
+
+@pytest.mark.parametrize('encoding, dash', [('cp1252', '–'), ('cp932', '-'), ('latin-1', '-')])
+def test_any_encoding_of_the_terminal_will_do(shell, sounds, model, encoding, dash):
+    code, out, _ = shell('describe', sounds/'noise.wav', '--model', model, encoding=encoding)
+    assert code == 0 and f'0:00.0{dash}0:03.0' in out
+    code, out, _ = shell('describe', sounds/'noise.wav', '--model', model, '--json', '-', encoding=encoding)
+    assert json.loads(out)['files'][0]['coverage'].startswith('heard 0.0–3.0 s')
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+@pytest.mark.parametrize('command', [['describe', 'noise.wav', '--model', 'MODEL'], ['plan', '--scale', 'smoke']])
+def test_a_full_or_closed_place_for_json_is_a_sentence(shell, sounds, model, command):
+    command = [{'MODEL': model, 'noise.wav': sounds/'noise.wav'}.get(a, a) for a in command]
+    code, _, err = shell(*command, '--json', '/dev/full')
+    assert code == 2 and 'no room is left on the disk of /dev/full' in err and Path('/dev/full').is_char_device()
+    code, _, err = shell(*command, '--json', sounds/'noise.wav'/'x.json')
+    assert code == 2 and err.count('\n') == 1 and 'noise.wav' in err
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+def test_a_standard_output_that_is_full_is_a_sentence(shell):
+    with open('/dev/full', 'w') as full: code, _, err = shell('data', out=full)
+    assert code == 2 and err == 'logocentric: No space left on device\n'
+
+
+@pytest.mark.parametrize('command, kept', [('reproduce', 'the same command continues'), ('doctor', 'measured is kept')])
+def test_ctrl_c_ends_with_130_and_says_what_is_kept(monkeypatch, tmp_path, command, kept):
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr('logocentric.pipeline.report.reproduce', stop)
+    monkeypatch.setattr('logocentric.data.doctor.find_manifest', stop)
+    said = run(app, [command] + [str(tmp_path)]*(command == 'doctor'))
+    assert said.exit_code == 130 and kept in said.stderr and 'Traceback' not in said.output
+
+
+@pytest.mark.parametrize('price', ['nan', 'inf', '-1'])
+def test_a_price_is_a_number(price):
+    said = run(app, ['plan', '--scale', 'smoke', '--price', price])
+    assert said.exit_code == 2 and '--price' in said.stderr and said.stdout == ''
+
+
+def test_a_label_that_is_a_book_is_refused(model):
+    said = run(app, ['classify', 'no.wav', '--labels', 'jazz,' + 'x'*20_000, '--model', str(model)])
+    assert isinstance(said.exception, LogocentricError) and '20,000 characters' in str(said.exception)
+    assert len(str(said.exception)) < 200
+
+
+def test_describe_classify_and_the_doctor_see_the_same_files(world):
+    from logocentric.data.doctor import find_manifest
+    listed = set(find_manifest(world).table['path'])
+    assert listed == {str(f.relative_to(world)) for f in sound_files([world])} and len(listed) == 7
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 "Descriptions of recordings: files as waveforms, any length, refusals, novelty; many files at a time."
 import os
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.audio.decoding import AudioError
+from logocentric.audio.formats import AudioError
+from logocentric.audio.frontend import FrontendConfig
 from logocentric.captioner import describe as chapter
 from logocentric.captioner.describe import CAVEAT, describe, describe_files
 from logocentric.captioner.model import Captioner
 from logocentric.core import shared_path, shipped_path
+from logocentric.encoder import audio_encoder
+from logocentric.encoder.audio_encoder import AudioEncoder
+from logocentric.encoder.mae import MAEConfig, MAEEncoder
 from logocentric.data.lists import audio_files, audio_index, walk_sounds
 from test_captioner import logmels, model, tokenizer # noqa: F401
 
@@ -163,6 +167,22 @@ def test_what_decoding_found_out_is_told(model, tmp_path, monkeypatch):
     monkeypatch.setattr(chapter, 'stream_windows', windows)
     found = describe(tmp_path/'any.wav', model, max_new_tokens=2)
     assert found.notes == ['cut short'] and found.coverage == model.length.coverage(3.5)
+
+
+# --- vectors of long files
+
+@pytest.mark.parametrize('how', ['mean+std', 'std+thirds'])
+def test_a_long_file_has_the_vector_of_all_its_samples_at_once(tmp_path, monkeypatch, how):
+    audio = AudioEncoder(MAEEncoder(MAEConfig.preset('tiny')).eval(), FrontendConfig())
+    wave = (np.random.default_rng(0).normal(0, .1, 16_000*31 + 77)*np.linspace(0, 1, 16_000*31 + 77)).astype(np.float32)
+    sf.write(tmp_path/'x.wav', wave, 16_000, subtype='FLOAT')
+    at_once = audio.embed([wave, wave[:16_000]], how=how)
+    sizes, layers = [], audio_encoder.layer_embeddings
+    monkeypatch.setattr(audio_encoder, 'layer_embeddings', lambda e, x, m: sizes.append(x.shape[1]) or layers(e, x, m))
+    monkeypatch.setattr(audio_encoder, 'LONG_SECONDS', 5.)
+    found = audio.embed([tmp_path/'x.wav', wave[:16_000]], how=how)
+    assert len(sizes) == 4 and max(sizes) <= 1008 and np.abs(found - at_once).max() < 1e-5
+    assert np.array_equal(audio.embed(wave, how=how), audio.embed(str(tmp_path/'x.wav'), how=how))
 
 
 # --- the walk

@@ -91,7 +91,7 @@ def _windows(sound, model, sample_rate):
     "Windows of a file or of a waveform in memory, each with its samples; and what decoding finds out meanwhile."
     policy, rate, found = model.length, model.frontend.config.sample_rate, Decoded()
     if isinstance(sound, (str, Path)): return stream_windows(sound, policy, rate, found), found
-    wave = as_audio(sound, sample_rate or rate, rate)
+    wave = as_audio(sound, sample_rate or rate, rate, found=found)
     found.seconds = len(wave)/rate
     cut = lambda w: wave[round(w.start*rate):round(w.stop*rate)]
     return ((w, cut(w)) for w in policy.windows(found.seconds)), found
