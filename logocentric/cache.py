@@ -202,16 +202,15 @@ def worker_processes(n: int, # how many
     pool = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), _begin_worker, (begin, args))
     try: yield pool
     except BaseException as e:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
-            if child not in before: child.terminate()
+            if child not in before: child.kill()
         if isinstance(e, BrokenProcessPool): raise LogocentricError(_LOST) from e
         raise
     finally: pool.shutdown()
 
 # %% ../nbs/04_cache.ipynb #d8334004
-_LOST = ('a worker process was ended from outside, perhaps because the memory was too small: the same command continues '
-         'where it was')
+_LOST = ('a worker process was ended from outside, perhaps because the memory was too small: the same command '
+         'continues where it was')
 
 # %% ../nbs/04_cache.ipynb #614bef25
 def quiet() -> bool:

@@ -78,7 +78,7 @@ def full_disk(tmp_path_factory):
 @pytest.mark.parametrize('what', FILLERS)
 def test_whatever_fills_a_disk_says_where(full_disk, monkeypatch, what):
     monkeypatch.setenv('LOGOCENTRIC_HOME', str(full_disk))
-    with pytest.raises(LogocentricError, match=f'{full_disk}.*(no room is left|GB are free)|no room .*{full_disk}') as e:
+    with pytest.raises(LogocentricError, match=f'{full_disk}.* GB are free|no room .*{full_disk}') as e:
         FILLERS[what](full_disk/'file')
     assert 'make room' in str(e.value) and list(full_disk.glob('*file*')) == []
 
@@ -241,7 +241,9 @@ def family(run):
 
 
 def test_a_run_killed_inside_a_notebook_runs_it_again(own, monkeypatch):
-    "The kernel lives in a session of its own, and ends by itself when nobody is left to ask it anything."
+    "The kernel lives in another session and another folder: it ends by itself, and knows a home relative to ours."
+    monkeypatch.chdir(own.parent)
+    monkeypatch.setenv('LOGOCENTRIC_HOME', own.name)
     path = notebook(own, SLOW_CELL, "(home/'end').touch()")
     monkeypatch.setattr(experiments, 'notebook_path', lambda name: path)
     (own/'wait').touch()
@@ -291,7 +293,8 @@ def test_a_notebook_whose_record_is_gone_runs_again(own, monkeypatch):
         write_json(output, dict(metadata=dict(papermill=dict(end_time='noon', exception=None), logocentric=mark)))
     monkeypatch.setattr(experiments, '_execute', execute)
     record = run.folder()/'records'/'tiny-smoke.json'
-    for damage in (record.unlink, lambda: record.write_text('{"metrics"'), lambda: os.truncate(output_path('tiny', GIVEN), 9)):
+    damages = record.unlink, lambda: os.truncate(record, 9), lambda: os.truncate(output_path('tiny', GIVEN), 9)
+    for damage in damages:
         assert run.is_made()
         damage()
         assert not run.is_made()
@@ -321,7 +324,7 @@ if __name__ == '__main__':
 
 
 def test_workers_end_with_a_sentence_and_at_once(tmp_path):
-    "One that is ended from outside is explained; Ctrl-C, which reaches all of a terminal, ends all without their words."
+    "One that is ended from outside is explained; Ctrl-C, which reaches all of a terminal, ends all of them."
     (tmp_path/'program.py').write_text(WORKERS)
     place = tmp_path/'place'
     place.mkdir()
@@ -373,7 +376,9 @@ def progress_of(home):
     return sum(len(list(cache.glob(f'*/*/{name}'))) for name in ('done.json', 'training/last.pt', 'shards/*.json'))
 
 
-def inside_notebook(home): return next((home/'data'/'runs').glob('*/unfinished-*.ipynb'), None)
+def inside_notebook(home, since):
+    "A notebook that is executed now; what an earlier kill left does not count."
+    return any(p.stat().st_mtime > since for p in (home/'data'/'runs').glob('*/unfinished-*.ipynb'))
 
 
 def kill(run, whole): # with the kernels, or without
@@ -387,32 +392,29 @@ def kill(run, whole): # with the kernels, or without
 
 @pytest.mark.slow
 def test_a_run_killed_twelve_times_finds_what_an_undisturbed_one_finds(undisturbed, tmp_path):
-    "Eight times in stages, at random moments, and four times inside notebooks; the last call ends it."
-    random_ = random.Random(17)
-    stages = sorted(random_.sample(range(2, 112), 8))
-    inside = []
+    "Eight times in stages, four times inside notebooks, at random moments, with or without the kernels; then it ends."
+    chance, log = random.Random(17), tmp_path/'log'
+    stages = sorted(chance.sample(range(2, 90), 8)) # of about 118
     for number in range(12):
-        run, log = start(tmp_path, tmp_path/'log'), tmp_path/'log'
-        if number < 8: until(lambda: progress_of(tmp_path) >= stages[number] or run.poll() is not None, 900)
-        else: until(lambda: inside_notebook(tmp_path) or run.poll() is not None, 900)
-        time.sleep(random_.random()*(1 if number < 8 else 6))
-        inside += [inside_notebook(tmp_path).name] if number >= 8 and inside_notebook(tmp_path) else []
+        begun, run = time.time(), start(tmp_path, log)
+        if number < 8: until(lambda: progress_of(tmp_path) >= stages[number] or run.poll() is not None, 1200)
+        else: until(lambda: inside_notebook(tmp_path, begun) or run.poll() is not None, 1200)
+        time.sleep(chance.random()*4)
         assert run.poll() is None, log.read_text()[-3000:]
         kill(run, whole=number % 2)
     run = start(tmp_path, log)
     assert run.wait(1500) == 0, log.read_text()[-3000:]
-    assert len(inside) > 1 and 'Traceback' not in log.read_text()
-    assert found_in(tmp_path) == undisturbed
+    assert 'Traceback' not in log.read_text() and found_in(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
 def test_a_run_can_be_interrupted_inside_a_notebook_and_ends_at_once(smoke_home, undisturbed, tmp_path):
-    "Ctrl-C, in a home where all stages are made: a sentence or nothing, no process that stays, and the rest by the next call."
+    "Ctrl-C, in a home where all stages are made: no process stays, and the next call does the rest."
     before = found_in(smoke_home)
     first = smoke_home/'data'/'runs'/'smoke-1'/f'{EXPERIMENTS[0]}.ipynb'
     first.unlink()
-    run = start(smoke_home, tmp_path/'log')
-    until(lambda: inside_notebook(smoke_home) or run.poll() is not None, 900)
+    begun, run = time.time(), start(smoke_home, tmp_path/'log')
+    until(lambda: inside_notebook(smoke_home, begun) or run.poll() is not None, 900)
     others = family(run)[1:]
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) != 0
