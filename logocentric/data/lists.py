@@ -56,15 +56,17 @@ def _is_link_loop(link: str, top: str) -> bool:
     target = os.path.realpath(link)
     return any(Path(os.path.realpath(p)).is_relative_to(target) for p in (os.path.dirname(link), top))
 
-# %% ../../nbs/30_lists.ipynb #ac866c27
+# %% ../../nbs/30_lists.ipynb #4dce88fa
 def _is_sound(name: str) -> bool: return not name.startswith('.') and Path(name).suffix.lower() in AUDIO_SUFFIXES
 
+# %% ../../nbs/30_lists.ipynb #ac866c27
 def _walk_real(top: str, start: str, found: FolderSounds, seen: dict) -> list[str]: # paths of links to folders
     "List what is below `start` without following links; `seen` says which folders were listed, and where."
-    links, relative = [], lambda path: Path(os.path.relpath(path, top)).as_posix()
-    for place, folders, files in os.walk(start, onerror=lambda e: found.closed.append(relative(e.filename))):
-        seen.setdefault(_identity(place), relative(place))
-        found.files.extend(relative(os.path.join(place, f)) for f in files if _is_sound(f))
+    links, relative = [], lambda path: Path(os.path.relpath(path, top))
+    for place, folders, files in os.walk(start, onerror=lambda e: found.closed.append(relative(e.filename).as_posix())):
+        here = relative(place)
+        seen.setdefault(_identity(place), here.as_posix())
+        found.files.extend((here/f).as_posix() for f in files if _is_sound(f))
         below = [os.path.join(place, f) for f in sorted(folders) if not f.startswith('.') and f != '__MACOSX']
         links += filter(os.path.islink, below)
         folders[:] = [os.path.basename(f) for f in below if not os.path.islink(f) and _identity(f) not in seen]
