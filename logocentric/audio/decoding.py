@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAMAGE_PATTERN', 'HEADER_ERRORS', 'RATES', 'LENGTH_TOLERANCE', 'LINEAR', 'MAX_AMPLITUDE', 'BY_FFMPEG', 'COMPLAINED',
-           'MANY_BYTES', 'CANCEL_SHARE', 'CONTEXT_SECONDS', 'SCALES', 'Decoded', 'read_blocks', 'AudioInfo',
+           'MANY_BYTES', 'CANCEL_SHARE', 'CONTEXT_SECONDS', 'INTEGER_SCALES', 'Decoded', 'read_blocks', 'AudioInfo',
            'audio_info', 'stream_audio', 'load_audio', 'as_audio', 'Window', 'LengthPolicy', 'stream_windows',
            'check_decoding']
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 from ..core import LogocentricError, Settings
-from .formats import FFMPEG_FORMATS, FFMPEG_HOURS, FFMPEG_ONLY, AudioError, FFmpegStream, Part
+from .formats import FFMPEG_FORMATS, FFMPEG_HOURS, FFMPEG_ONLY, AudioError, FFmpegStream, SoundPart
 from .formats import PADDING, PartFile, bytes_left, find_parts, has_ffmpeg, sound_format
 import numpy as np, soundfile as sf, soxr
 from fastcore.basics import patch
@@ -37,7 +37,7 @@ def _stderr_to(file): # what C code prints on standard error meanwhile
 # %% ../../nbs/11_decoding.ipynb #24d08ea4
 class _Sequential(sf.SoundFile):
     "A part of a file that libsndfile decodes, block by block."
-    def __init__(self, path: str | Path, part: Part):
+    def __init__(self, path: str | Path, part: SoundPart):
         self.path, self.part, self.complaints = str(path), part, 0
         self.log, self.content = tempfile.TemporaryFile(buffering=0), PartFile(path, part)
         with _stderr_to(self.log): super().__init__(self.content)
@@ -82,7 +82,7 @@ def _refuse(path: str):
     if os.path.getsize(path) == 0: raise AudioError(path, 'the file is empty')
 
 # %% ../../nbs/11_decoding.ipynb #ccb1ad6b
-def _parts(path: str | Path) -> list[Part]:
+def _parts(path: str | Path) -> list[SoundPart]:
     "The recordings that lie in a file."
     path = os.fspath(path)
     _refuse(path)
@@ -94,7 +94,7 @@ HEADER_ERRORS = {3: 'truncated or damaged: its header makes no sense', # libsndf
                  4: 'its encoding cannot be decoded here'}
 
 # %% ../../nbs/11_decoding.ipynb #6f492f7e
-def _open_part(path: str | Path, part: Part) -> _Sequential | FFmpegStream:
+def _open_part(path: str | Path, part: SoundPart) -> _Sequential | FFmpegStream:
     if part.format in FFMPEG_ONLY: return FFmpegStream(path, part)
     try: return _Sequential(path, part)
     except OSError as e: raise AudioError(path, f'cannot be read: {e}') from e
@@ -137,7 +137,7 @@ def _check_whole(f: _Sequential | FFmpegStream, frames: int):
 LINEAR = 'PCM_U8 PCM_S8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW'.split()
 
 # %% ../../nbs/11_decoding.ipynb #7afb1b13
-def _opened(path: str | Path, part: Part) -> _Sequential | FFmpegStream:
+def _opened(path: str | Path, part: SoundPart) -> _Sequential | FFmpegStream:
     "A part, ready to be read."
     f = _open_part(path, part)
     try:
@@ -209,7 +209,7 @@ def _bytes_behind(f: _Sequential | FFmpegStream) -> int:
     return max(0, part.stop - part.start - f.content.at)
 
 # %% ../../nbs/11_decoding.ipynb #2dc5252f
-def _read_part(path: str | Path, part: Part, found: Decoded) -> Iterator[tuple[int, np.ndarray]]:
+def _read_part(path: str | Path, part: SoundPart, found: Decoded) -> Iterator[tuple[int, np.ndarray]]:
     "Blocks of a part, each with its rate."
     before, at = found.seconds, 0
     with _opened(path, part) as f:
@@ -251,21 +251,22 @@ def notes(self: _Power) -> list[str]:
             'to hear one of them, make a file of that channel alone']
 
 # %% ../../nbs/11_decoding.ipynb #4994221c
-def _read_parts(path: str | Path, parts: list[Part], found: Decoded) -> Iterator[tuple[int, np.ndarray]]:
+def _read_parts(path: str | Path, parts: list[SoundPart], found: Decoded) -> Iterator[tuple[int, np.ndarray]]:
     "Blocks of all parts that can be decoded, each with its rate."
     for n, part in enumerate(parts):
         before = found.seconds
         try: yield from _read_part(path, part, found)
         except AudioError as e:
             if not before: raise
-            found.notes.append(f'{part.stop - part.start:,} bytes behind {before:.1f} s were not all decoded: {e.reason}')
+            size = part.stop - part.start
+            found.notes.append(f'{size:,} bytes behind {before:.1f} s were not all decoded: {e.reason}')
 
 # %% ../../nbs/11_decoding.ipynb #b596d852
 def read_blocks(path: str | Path, # a sound file
                 found: Decoded | None = None # filled while the file is read
                ) -> Iterator[tuple[int, np.ndarray]]: # Hz, and (frames, channels) float32 at that rate
     "All that can be decoded of a file, in order, in blocks, as it was recorded."
-    found, parts, power = Decoded() if found is None else found, _parts(path), _Power()
+    found, parts, power = found or Decoded(), _parts(path), _Power()
     for rate, block in _read_parts(path, parts, found):
         power.add(block)
         yield rate, block
@@ -383,13 +384,12 @@ def stream_audio(path: str | Path, # a sound file
                  duration: float | None = None, # s to read; all by default
                  found: Decoded | None = None # filled while the file is read
                 ) -> Iterator[np.ndarray]: # (samples,) float32
-    "Decode block by block, mono, resampled without seams, in memory that does not grow with the file's length."
+    "Decode block by block, mono, resampled without seams, in bounded memory."
     _check_part(start, duration)
-    found = Decoded() if found is None else found
-    pieces, skip, keep = _pieces(path, start, duration, sample_rate, found)
-    blocks = _blocks(pieces, skip, keep, max(1, round(block_seconds*sample_rate)))
-    if (first_block := next(blocks, None)) is None: raise AudioError(path, f'holds no sound at {start:g} s')
-    yield first_block
+    pieces = _pieces(path, start, duration, sample_rate, found or Decoded())
+    blocks = _blocks(*pieces, max(1, round(block_seconds*sample_rate)))
+    if (first := next(blocks, None)) is None: raise AudioError(path, f'holds no sound at {start:g} s')
+    yield first
     yield from blocks
 
 # %% ../../nbs/11_decoding.ipynb #5a1651ed
@@ -403,13 +403,14 @@ def load_audio(path: str | Path, # a sound file
     return np.concatenate(list(stream_audio(path, 60., sample_rate, start, duration, found)))
 
 # %% ../../nbs/11_decoding.ipynb #84ca55c4
-SCALES = {np.dtype(np.uint8): 128., np.dtype(np.int8): 128., np.dtype(np.int16): 2.**15, np.dtype(np.int32): 2.**31}
+INTEGER_SCALES = {np.dtype(kind): scale for kind, scale in
+                  dict(uint8=2.**7, int8=2.**7, int16=2.**15, int32=2.**31).items()}
 
 # %% ../../nbs/11_decoding.ipynb #690a8b56
 def _as_float(samples: np.ndarray, name: str) -> np.ndarray:
     "Integers become numbers within ±1, as files hold them."
     if samples.dtype.kind == 'f': return samples.astype(np.float32)
-    scale, help = SCALES.get(samples.dtype), 'give 16-bit integers (int16), or floats within ±1'
+    scale, help = INTEGER_SCALES.get(samples.dtype), 'give 16-bit integers (int16), or floats within ±1'
     if scale is None: raise AudioError(name, f'holds samples of type {samples.dtype}, whose scale is unknown; {help}')
     wide = np.abs(samples.astype(np.float64)) if scale == 2.**31 else None
     if wide is not None and 0 < wide.max() <= 2**15:
@@ -521,28 +522,33 @@ def stream_windows(path: str | Path, # a sound file
                    found: Decoded | None = None # filled while the file is read
                   ) -> Iterator[tuple[Window, np.ndarray]]: # a window and its (samples,) float32
     "The windows of a file, decoded one after the other in bounded memory."
-    sound = _Ahead(path, sample_rate, Decoded() if found is None else found)
+    sound = _Ahead(path, sample_rate, found or Decoded())
     for n in itertools.count():
-        start = n*policy.hop
-        sound.read_to(max(start + policy.window, start + policy.window - policy.hop + policy.min_seconds + 1e-3))
+        window = Window(n*policy.hop, n*policy.hop + policy.window)
+        sound.read_to(window.stop + max(0, policy.min_seconds - policy.hop + 1e-3))
         if sound.ended: break
-        window = Window(start, start + policy.window)
         yield window, sound.samples(window)
     for window in policy.windows(sound.found.seconds)[n:]: yield window, sound.samples(window)
 
 # %% ../../nbs/11_decoding.ipynb #1d75b435
+def _differences(windows: list, whole: np.ndarray, policy: LengthPolicy, rate: int, seconds: float) -> Iterator[str]:
+    "What does not agree of a sound's windows, its samples and its length."
+    if abs(len(whole)/rate - seconds) > 2/rate: yield f'{seconds:.3f} s were claimed, {len(whole)/rate:.3f} s decoded'
+    if [w for w, _ in windows] != policy.windows(seconds): yield 'its windows are not those of its length'
+    for window, wave in windows:
+        if not np.array_equal(wave, whole[round(window.start*rate):round(window.stop*rate)]):
+            yield f'the window at {window.start:g} s is not that part of the whole'
+
+# %% ../../nbs/11_decoding.ipynb #71b17dd9
 def check_decoding(path: str | Path, # a sound file
                    policy: LengthPolicy = LengthPolicy(), # which windows
                    sample_rate: int = 16_000 # Hz
                   ) -> Decoded:
-    "Decode a file in three ways; an `AudioError` if they differ, or if anything is claimed that was not decoded."
-    found = Decoded()
-    windows, whole = list(stream_windows(path, policy, sample_rate, found)), load_audio(path, sample_rate=sample_rate)
-    lengths = [len(whole)/sample_rate, audio_info(path).duration]
-    wrong = [f'{length:.3f} s' for length in lengths if abs(length - found.seconds) > 2/sample_rate]
-    if wrong: raise AudioError(path, f'{found.seconds:.3f} s were claimed, and {" and ".join(wrong)} found')
-    if [w for w, _ in windows] != policy.windows(found.seconds): raise AudioError(path, 'windows are not its own')
-    for window, wave in windows:
-        if not np.array_equal(wave, whole[round(window.start*sample_rate):round(window.stop*sample_rate)]):
-            raise AudioError(path, f'the window at {window.start:g} s is not that part of the whole')
+    "Decode a file in three ways; an `AudioError` if they differ, or if more is claimed than was decoded."
+    found, length = Decoded(), audio_info(path).duration
+    windows = list(stream_windows(path, policy, sample_rate, found))
+    whole = load_audio(path, sample_rate=sample_rate)
+    wrong = list(_differences(windows, whole, policy, sample_rate, found.seconds))
+    if length != found.seconds: wrong.append(f'{length:.3f} s were claimed, {found.seconds:.3f} s decoded')
+    if wrong: raise AudioError(path, '; '.join(wrong))
     return found
