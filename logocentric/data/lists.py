@@ -215,12 +215,11 @@ def _follows_csv(path: Path, lines: Iterable[str], sep: str, spaced: bool) -> bo
 # %% ../../nbs/30_lists.ipynb #966f04e0
 def _is_spaced(lines: Iterable[str], sep: str) -> bool:
     "Whether a blank follows the separator: before a quotation mark, or in all rows below the header."
-    always, reader = None, csv.reader(lines, delimiter=sep)
-    next(reader, None)
-    for field in (field for row in reader for field in row[1:] if field):
-        if field[0] != ' ': always = False
-        elif field.lstrip(' ').startswith('"'): return True
-        elif always is None: always = True
+    always = None
+    for n, row in enumerate(csv.reader(lines, delimiter=sep)):
+        for field in filter(None, row[1:]):
+            if field[0] == ' ' and field.lstrip(' ').startswith('"'): return True
+            if n and always is not False: always = field[0] == ' '
     return bool(always)
 
 # %% ../../nbs/30_lists.ipynb #55748389

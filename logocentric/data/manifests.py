@@ -320,7 +320,7 @@ def _read_saved_csv(path: Path) -> tuple[dict, pd.DataFrame]:
         first = f.readline()
         if not first.startswith(MANIFEST_HEADER): _refuse_unsaved(path)
         header = parse_json(first[len(MANIFEST_HEADER):], f'the first line of {path.name}')
-        return header, pd.read_csv(f, dtype=str, keep_default_na=False)
+        return header, pd.read_csv(f, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
 
 # %% ../../nbs/31_manifests.ipynb #4616838f
 def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
@@ -329,11 +329,11 @@ def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
     return _read_saved_parquet(path) if is_parquet(path) else _read_saved_csv(path)
 
 # %% ../../nbs/31_manifests.ipynb #84112d90
-def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+def _typed(rows: pd.DataFrame, name: str) -> pd.DataFrame: # of the file
     "Saved rows, each column in its type."
     lists = {c: list(map(json.loads, rows[c])) for c in LIST_COLUMNS if c in rows}
     times = dict(start=pd.to_numeric(rows['start']), duration=pd.to_numeric(rows['duration'], errors='coerce'))
-    return rows.assign(**lists, **times, missing=[parse_flag(v, 'missing') for v in rows['missing']])
+    return rows.assign(**lists, **times, missing=[parse_flag(v, f'{name}, missing') for v in rows['missing']])
 
 # %% ../../nbs/31_manifests.ipynb #688c3678
 def _parted(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -350,9 +350,9 @@ def _require_hash(manifest: Manifest, saved_hash: str, name: str) -> None: # of 
                         f'its rows have the hash {manifest.hash}, not {saved_hash}')
 
 # %% ../../nbs/31_manifests.ipynb #ef37bc24
-def _restored(header: dict, rows: pd.DataFrame) -> Manifest:
+def _restored(header: dict, rows: pd.DataFrame, name: str) -> Manifest: # of the file
     "A manifest from what was saved, without a check."
-    kept, skipped = _parted(_typed(rows))
+    kept, skipped = _parted(_typed(rows, name))
     facts = {k: v for k, v in header.items() if k != 'hash'}
     manifest = Manifest(**dict(facts, root=Path(header['root'])), table=kept)
     if len(skipped): manifest.skipped = skipped
@@ -367,10 +367,11 @@ def load(cls: Manifest,
     "Read a saved manifest, as it was saved."
     try:
         header, rows = _read_saved(Path(path))
-        manifest = _restored(header, rows)
+        manifest = _restored(header, rows, Path(path).name)
         _require_hash(manifest, header['hash'], Path(path).name)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise DataError(f'{Path(path).name} was changed after it was saved, or is damaged ({e}): save it again') from None
+        raise DataError(f'{Path(path).name} was changed after it was saved, or is damaged: {type(e).__name__}, {e}. '
+                        'Save it again') from None
     return manifest if root is None else manifest.at(root)
 
 # %% ../../nbs/31_manifests.ipynb #d249d347
