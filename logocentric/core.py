@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
            'shared_path', 'demo_path', 'shipped_path', 'model_path', 'load_asset', 'set_seed', 'best_device', 'cores',
-           'bf16_is_faster', 'atomic_write', 'write_json', 'read_json', 'Settings', 'config_hash', 'code_hash',
-           'versions', 'Record', 'save_record', 'load_records', 'plot_style']
+           'bf16_is_faster', 'free_bytes', 'explain_disk', 'atomic_write', 'new_array', 'write_json', 'DamagedFile',
+           'read_json', 'Settings', 'config_hash', 'code_hash', 'versions', 'Record', 'save_record', 'load_records',
+           'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
-import ast, hashlib, importlib, json, math, os, platform, random, sys, time, tomllib, warnings
-from contextlib import contextmanager
+import ast, errno, hashlib, importlib, json, math, os, platform, random, shutil, sys, time, tomllib, warnings
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version as package_version
@@ -40,7 +41,7 @@ def project_root() -> Path | None:
 # %% ../nbs/00_core.ipynb #4805768f
 def home() -> Path:
     "The folder that holds `data/`: `$LOGOCENTRIC_HOME`, else the checkout, else the user's cache folder."
-    if os.environ.get('LOGOCENTRIC_HOME'): return Path(os.environ['LOGOCENTRIC_HOME']).expanduser()
+    if os.environ.get('LOGOCENTRIC_HOME'): return Path(os.environ['LOGOCENTRIC_HOME']).expanduser().absolute()
     user_cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home()/'.cache'))
     return project_root() or user_cache/'logocentric'
 
@@ -137,16 +138,75 @@ def bf16_is_faster(device: str | None = None # torch device name; the best one b
     if device.startswith('mps'): return False
     return _matmul_seconds(torch.bfloat16, device)*1.5 < _matmul_seconds(torch.float32, device)
 
+# %% ../nbs/00_core.ipynb #13b8ea09
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+
+def free_bytes(place: str | Path # a file or folder, there or not
+              ) -> int:
+    "Room on the disk where something is, or will be."
+    place = Path(place).absolute()
+    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+
+# %% ../nbs/00_core.ipynb #03a65595
+def _found_full(error, place): # as the system says, or the library; or as the disk shows
+    if number := getattr(error, 'errno', None): return number in _FULL # NumPy raises an `OSError` without a number
+    return 'No space left' in str(error) or free_bytes(place) < 2**16
+
+def _found_closed(error, place):
+    if not isinstance(error, OSError) or error.errno not in _CLOSED: return False
+    name = str(error.filename or place)
+    return Path(place).is_relative_to(name) or Path(name).is_relative_to(Path(place).parent)
+
+# %% ../nbs/00_core.ipynb #3a4dc625
+@contextmanager
+def explain_disk(place: str | Path): # a file or folder that is written
+    "Turn what a full or closed disk raises into a sentence that says where, and what to do."
+    try: yield
+    except LogocentricError: raise
+    except Exception as e:
+        other = 'let $LOGOCENTRIC_HOME name another folder' if home() in Path(place).parents else 'choose another folder'
+        if _found_full(e, place): raise LogocentricError(
+            f'no room is left on the disk of {place}: make room there and do the same again, or {other}') from e
+        if not _found_closed(e, place): raise
+        raise LogocentricError(f'{place} cannot be written ({e.strerror}: {e.filename or place}): {other}') from e
+
 # %% ../nbs/00_core.ipynb #411ccafa
 @contextmanager
 def atomic_write(path: str | Path): # the final path of the file
     "Yield a temporary path; on success it replaces `path` in one step, on an error nothing is left."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+        with explain_disk(path): # looks before what was written half is gone
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError): temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #b296b88a
+def _set_aside(path): # room for all of a file
+    size = os.path.getsize(path)
+    try:
+        with open(path, 'r+b') as file: os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as e: # not every system can
+        if getattr(e, 'errno', None) in _FULL or free_bytes(path) < size: raise OSError(errno.ENOSPC, 'no room') from e
+
+# %% ../nbs/00_core.ipynb #2b433ac6
+def new_array(path: str | Path, # `.npy`
+              dtype, shape: tuple) -> np.memmap: # zeros
+    "A file of zeros, mapped into memory, for which room is set aside; an error where there is too little."
+    need, free = math.prod(shape)*np.dtype(dtype).itemsize, free_bytes(path)
+    try:
+        array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
+        _set_aside(path)
+        return array
+    except OSError as e:
+        if e.errno not in _FULL: raise
+        Path(path).unlink(missing_ok=True)
+        raise LogocentricError(f'{path} needs {need/1e9:.3g} GB, and {free/1e9:.3g} GB are free there: make room, or '
+                               'choose a folder on another disk') from e
 
 # %% ../nbs/00_core.ipynb #6c93b6a1
 def _plain(x):
@@ -164,9 +224,15 @@ def write_json(path: str | Path, obj) -> Path:
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #6d4f7a8c
+class DamagedFile(LogocentricError, ValueError):
+    "A file that is not what it should be, such as one that was cut short."
+
+# %% ../nbs/00_core.ipynb #0c8f34f0
 def read_json(path: str | Path):
     "Read a JSON file."
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e:
+        raise DamagedFile(f'{path} is not JSON, or was cut short: {e}') from e
 
 # %% ../nbs/00_core.ipynb #a57cd00b
 class Settings:

@@ -6,7 +6,7 @@
 __all__ = ['MASKS', 'tokenise', 'Pairs', 'Texts', 'warm_up', 'as_features', 'encode_clips', 'cache_embeddings']
 
 # %% ../../nbs/52_training_data.ipynb #e62be9d5
-from ..core import LogocentricError, atomic_write, bf16_is_faster
+from ..core import LogocentricError, atomic_write, bf16_is_faster, new_array
 from .model import Captioner, occurring_words, pad_id, plain_attention
 from ..memory import halve_on_oom
 from ..cache import progress
@@ -219,7 +219,7 @@ def encode_clips(model: Captioner,
 def _write_embeddings(batches, n, path):
     kept, done = None, 0
     for embeddings, _ in batches:
-        if kept is None: kept = np.lib.format.open_memmap(path, 'w+', np.float16, (n, *embeddings.shape[1:]))
+        if kept is None: kept = new_array(path, np.float16, (n, *embeddings.shape[1:]))
         kept[done:done + len(embeddings)] = embeddings.half().cpu().numpy()
         done += len(embeddings)
 

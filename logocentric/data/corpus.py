@@ -8,14 +8,14 @@ __all__ = ['PRODUCTION_RANGES', 'SHARD', 'CORPUS_MODULES', 'draw_production', 'r
 
 # %% ../../nbs/25_corpus.ipynb #a20b8aba
 import json, multiprocessing, os, threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, atomic_write, load_asset, read_json, write_json
-from ..cache import progress
+from ..core import LogocentricError, atomic_write, load_asset, new_array, read_json, write_json
+from ..cache import progress, worker_processes
 from .clipset import ClipSet
 from .composition import compose_score
 from .descriptions import describe_clip
@@ -91,7 +91,7 @@ def _run_shards(make_shard, folder: Path, numbers: list[int], job: dict, process
     if processes == 1:
         for i in numbers: bar.update(_on_one_thread(make_shard, str(folder), i, job))
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start_worker) as pool:
+    with worker_processes(processes) as pool:
         futures = [pool.submit(_on_one_thread, make_shard, str(folder), i, job) for i in numbers]
         for done in as_completed(futures): bar.update(done.result())
 
@@ -103,7 +103,7 @@ def _begin(folder: Path, job: dict, arrays: dict) -> bool: # whether there is an
     (folder/'shards').mkdir(parents=True, exist_ok=True)
     if not (folder/'corpus.json').exists():
         for name, (kind, *shape) in arrays.items():
-            np.lib.format.open_memmap(folder/f'{name}.npy', 'w+', kind, (job['n'], *shape)).flush()
+            new_array(folder/f'{name}.npy', kind, (job['n'], *shape)).flush()
         write_json(folder/'corpus.json', job)
     return True
 

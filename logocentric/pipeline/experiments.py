@@ -7,11 +7,17 @@ __all__ = ['EXPERIMENTS', 'notebook_path', 'check_parameters', 'package_modules'
            'run_experiment', 'NotebookRun', 'notebook_runs']
 
 # %% ../../nbs/80_experiments.ipynb #9754eea8
+import os, signal, threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import papermill as pm
 from fastcore.basics import patch
-from ..core import LogocentricError, code_hash, config_hash, project_root, read_json, write_json
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from ..cache import one_process_at_a_time
+from ..core import (DamagedFile, LogocentricError, code_hash, config_hash, home, project_root, read_json,
+                              write_json)
 from .scales import Setup
 from .schedule import answering_stages, training_stages
 from .sources import read_sources
@@ -53,8 +59,8 @@ def fingerprint(name: str, parameters: dict) -> str:
 # %% ../../nbs/80_experiments.ipynb #e1e6e38e
 def is_complete(output: Path, fingerprint: str) -> bool:
     "Whether an executed notebook is complete, and has this fingerprint."
-    if not output.exists(): return False
-    meta = read_json(output)['metadata']
+    try: meta = read_json(output)['metadata']
+    except (OSError, DamagedFile): return False
     run = meta.get('papermill', {})
     return bool(run.get('end_time')) and run.get('exception') is None and meta.get('logocentric') == fingerprint
 
@@ -65,11 +71,25 @@ def output_path(name: str, parameters: dict) -> Path:
     return of.folder/f'{name}.ipynb'
 
 # %% ../../nbs/80_experiments.ipynb #edc7f1c2
+@contextmanager
+def _explain_notebook(name, unfinished):
+    interrupt = signal.getsignal(signal.SIGINT)
+    try: yield
+    except PapermillExecutionError as e:
+        if e.ename in ('LogocentricError', 'DamagedFile'): raise LogocentricError(e.evalue) from e
+        raise LogocentricError(f'{name} failed with {e.ename}: {e.evalue}; what was executed is in {unfinished}') from e
+    except DeadKernelError as e: raise LogocentricError(
+        f'{name} was ended from outside, by Ctrl-C or for lack of memory: the same command runs it again') from e
+    finally: # which nbclient changes
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, interrupt)
+
+# %% ../../nbs/80_experiments.ipynb #d42564a3
 def _execute(name, parameters, output, mark):
-    output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f'unfinished-{output.name}')
-    pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()),
-                        progress_bar=False, kernel_name='python3')
+    if os.environ.get('LOGOCENTRIC_HOME'): os.environ['LOGOCENTRIC_HOME'] = str(home())
+    with _explain_notebook(name, unfinished):
+        pm.execute_notebook(str(notebook_path(name)), str(unfinished), parameters, cwd=str(project_root()),
+                            progress_bar=False, kernel_name='python3')
     notebook = read_json(unfinished)
     notebook['metadata']['logocentric'] = mark
     write_json(output, notebook)
@@ -85,7 +105,9 @@ def run_experiment(name: str,                 # a notebook of `nbs/experiments`,
     parameters = dict(scale=scale, seed=seed, **parameters)
     check_parameters(name, parameters)
     output, mark = output_path(name, parameters), fingerprint(name, parameters)
-    if not is_complete(output, mark): _execute(name, parameters, output, mark)
+    if is_complete(output, mark): return output
+    with one_process_at_a_time(output.with_name(f'.{name}.lock'), name):
+        if not is_complete(output, mark): _execute(name, parameters, output, mark)
     return output
 
 # %% ../../nbs/80_experiments.ipynb #06b3e157
@@ -115,15 +137,22 @@ def needs(self: NotebookRun) -> list[Stage]:
     return [*training_stages(setup), *answering_stages(setup)]
 
 # %% ../../nbs/80_experiments.ipynb #d2a2dcbb
+def _has_record(folder: Path, name: str) -> bool: # and none that is damaged
+    try: return bool([read_json(path) for path in (folder/'records').glob(f'{name}-*.json')])
+    except DamagedFile: return False
+
 @patch
 def is_made(self: NotebookRun) -> bool:
-    "Whether the executed notebook is complete."
-    return is_complete(output_path(self.name, self.given), fingerprint(self.name, self.given))
+    "Whether the executed notebook is complete, and its record is there."
+    output = output_path(self.name, self.given)
+    return is_complete(output, fingerprint(self.name, self.given)) and _has_record(output.parent, self.name)
 
 # %% ../../nbs/80_experiments.ipynb #b8e964e2
 @patch
 def folder(self: NotebookRun) -> Path:
     "The folder of the executed notebook, which is run now if it is not there yet."
+    output = output_path(self.name, self.given)
+    if not _has_record(output.parent, self.name): output.unlink(missing_ok=True)
     return run_experiment(self.name, **self.given).parent
 
 # %% ../../nbs/80_experiments.ipynb #b2bd3a60

@@ -12,9 +12,9 @@ import os, time
 from pathlib import Path
 import pandas as pd, torch
 from nbconvert.filters import markdown2html
-from ..cache import all_processes, from_main_process, is_main, world_size
+from ..cache import all_processes, from_main_process, is_main, one_process_at_a_time, world_size
 from ..captioner.model import Captioner
-from ..core import (LogocentricError, Record, atomic_write, cores, data_path, load_records, read_json,
+from ..core import (LogocentricError, Record, atomic_write, cores, load_records, project_root, read_json,
                               run_path, write_json)
 from ..memory import less_memory
 from ..metrics import with_interval
@@ -27,13 +27,19 @@ from .data_stages import TEST_SETS
 from .results import TEST_TITLES, genre_table
 from .scales import Setup
 from .schedule import answering_stages, run_stages, training_stages
+from .stage import Stage
 from ..reasoner.model import Reasoner
 
 # %% ../../nbs/81_report.ipynb #b1ee1f10
+def _checkout() -> Path: # which holds the numbers, wherever the home is
+    if root := project_root(): return root
+    raise LogocentricError('the published numbers are part of the repository: run this in a clone of it')
+
+# %% ../../nbs/81_report.ipynb #74f9e522
 def published(table: str # e.g. `Table 1`
              ) -> pd.DataFrame:
     "The numbers of one of the paper's tables, as printed."
-    rows = pd.DataFrame(read_json(data_path('published.json'))['rows'])
+    rows = pd.DataFrame(read_json(_checkout()/'data'/'published.json')['rows'])
     return rows[rows.table == table]
 
 # %% ../../nbs/81_report.ipynb #9fc4a9c1
@@ -196,12 +202,17 @@ def publish(setup: Setup) -> Path:
     "Put the captioner with most pairs and the largest reasoner where `describe` and `classify` find them."
     folder = run_path('models', setup.scale.name)
     models = dict(captioner=(Captioner, trained_captioner(setup)), reasoner=(Reasoner, reasoner_stage(setup)))
-    for name, (load, stage) in models.items():
-        mark = folder/name/'source.json'
-        if mark.exists() and read_json(mark) == stage.key: continue
-        load.from_pretrained(stage.folder()).save_pretrained(folder/name)
-        write_json(mark, stage.key)
+    with one_process_at_a_time(folder/'.lock', 'models'):
+        for name, (load, stage) in models.items(): _publish(load, stage, folder/name)
     return folder
+
+# %% ../../nbs/81_report.ipynb #94886273
+def _publish(load: type, stage: Stage, folder: Path) -> None:
+    mark = folder/'source.json'
+    if mark.exists() and read_json(mark) == stage.key: return
+    mark.unlink(missing_ok=True)
+    load.from_pretrained(stage.folder()).save_pretrained(folder)
+    write_json(mark, stage.key)
 
 # %% ../../nbs/81_report.ipynb #5d80ade2
 _LAUNCHER = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'GROUP_RANK', 'MASTER_ADDR', 'MASTER_PORT')

@@ -7,13 +7,13 @@ __all__ = ['urgency', 'ScheduleBar', 'make_now', 'run_in_turn', 'Waiting', 'run_
            'training_stages', 'tagging_answers', 'answering_stages']
 
 # %% ../../nbs/79_schedule.ipynb #1359a3c0
-import multiprocessing, os, threading, time
+import multiprocessing, os, time
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 import torch
 from fastcore.basics import patch
 from tqdm import tqdm
-from ..cache import progress, world_size
+from ..cache import progress, worker_processes, world_size
 from ..core import best_device
 from ..encoder.mae import MASKING
 
@@ -75,8 +75,6 @@ def _begin_work(lock, lines):
     tqdm.set_lock(lock)
     torch.set_num_threads(1)
     os.environ['LOGOCENTRIC_BAR'] = str(lines.get())
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 # %% ../../nbs/79_schedule.ipynb #f459d961
 class Waiting:
@@ -103,7 +101,7 @@ def run_side_by_side(stages: list[Stage], bar: ScheduleBar, workers: int = 2) ->
     context = multiprocessing.get_context('spawn')
     lock, lines, waiting, running = context.RLock(), context.Queue(), Waiting(stages), {}
     for n in range(workers): lines.put(n + 1)
-    with ProcessPoolExecutor(workers, context, _begin_work, (lock, lines)) as pool:
+    with worker_processes(workers, _begin_work, lock, lines) as pool:
         while waiting.unmade:
             while len(running) < workers and (stage := waiting.next()): running[pool.submit(make_now, stage)] = stage
             bar.says(running.values())

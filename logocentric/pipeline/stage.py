@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 from fastcore.basics import patch
-from ..cache import cached_folder, world_size
-from ..core import cache_path, code_hash, config_hash
+from ..cache import (cached_folder, discard_damaged, is_finished, one_process_at_a_time, result_fault,
+                               world_size)
+from ..core import LogocentricError, cache_path, code_hash, config_hash
 
 # %% ../../nbs/72_stage.ipynb #666056cc
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 # %% ../../nbs/72_stage.ipynb #6e8b6ba2
 @patch
 def is_made(self: Stage) -> bool:
-    "Whether the result is there."
-    return (cache_path(self.kind, config_hash(self.config))/'done.json').exists()
+    "Whether the result is there, with all its files."
+    return is_finished(cache_path(self.kind, config_hash(self.config)))
 
 # %% ../../nbs/72_stage.ipynb #883a99df
 @patch
@@ -106,8 +107,23 @@ def folder(self: Stage) -> Path:
 # %% ../../nbs/72_stage.ipynb #0ad34e83
 @patch
 def load(self: Stage) -> Any:
-    "The result, made now if it is not there yet."
+    "The result, made now if it is not there yet, and made again, once, if a file of it turns out to be damaged."
+    folder = self.folder()
+    try: return self.read(folder)
+    except Exception as e:
+        if not self._damaged(folder, e): raise
     return self.read(self.folder())
+
+# %% ../../nbs/72_stage.ipynb #ab5e59fa
+@patch
+def _damaged(self: Stage, folder: Path | None, error: Exception) -> bool: # if so, it is thrown away
+    fault = folder and (Path(folder)/'done.json').exists() and result_fault(folder, contents=True)
+    if not fault:
+        error.add_note(f'(while the stage {self.key!r} was read from {folder})')
+        return False
+    if world_size() > 1: raise LogocentricError(f'{folder}: {fault}: delete this folder, and start again') from error
+    with one_process_at_a_time(folder/'lock', self.kind): discard_damaged(folder, contents=True)
+    return True
 
 # %% ../../nbs/72_stage.ipynb #ab5297c7
 class Given(Stage):
