@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
 from ..core import LogocentricError
-from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens
+from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens, open_end
 from .scoring import LabelScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,11 +34,13 @@ def _template(prompt):
     return template
 
 # %% ../../nbs/64_reasoner.ipynb #rs000006
+def _without_end(description): return description.strip().rstrip(' .!?…') # of its last sentence
+
 def fill(prompt: str,      # a name in `PROMPTS`, or a template with `{description}`
          description: str  # of a sound
         ) -> str:
     "The question about one description."
-    return _template(prompt).replace('{description}', description.strip().rstrip('.')).rstrip(' ')
+    return _template(prompt).replace('{description}', _without_end(description)).rstrip(' ')
 
 # %% ../../nbs/64_reasoner.ipynb #2ce17124
 @dataclass(frozen=True)
@@ -212,11 +214,11 @@ def _refuse_twins(tokens, texts, owners):
 
 # %% ../../nbs/64_reasoner.ipynb #868b83f3
 class _LabelTree:
-    "Labels as one rule reads them."
-    def __init__(self, tokenizer, labels, rule, end):
+    "Labels as one rule reads them behind prompts."
+    def __init__(self, tokenizer, labels, rule, end, prompt=''):
         aliases, self.rule = label_aliases(labels), RULES[rule]
         texts, owners = [t for ts in aliases.values() for t in ts], [l for l, ts in aliases.items() for _ in ts]
-        tokens = label_tokens(tokenizer, texts, end)
+        tokens = label_tokens(tokenizer, texts, end, prompt)
         _refuse_twins(tokens, texts, owners)
         self.labels, self.described = list(aliases), (tokens, texts, owners)     # as `_warn` takes them
         by_label = _rows_by_label(tokens, owners, self.rule)
@@ -253,7 +255,7 @@ def _baseline_prompts(rule, prompt, premise, content_free):
     _refuse_unused(rule, premise=premise, content_free=content_free)
     if RULES[rule].baseline is None: return {}
     if RULES[rule].baseline == 'premise':
-        return {'the premise': domain_premise(prompt) if premise is None else premise}
+        return {'the premise': domain_premise(prompt) if premise is None else premise.rstrip(' ')}
     texts = CONTENT_FREE if content_free is None else content_free
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts: raise LogocentricError(
@@ -262,18 +264,29 @@ def _baseline_prompts(rule, prompt, premise, content_free):
 
 # %% ../../nbs/64_reasoner.ipynb #6db7fd1b
 @patch
+def _score_all(self: Reasoner, texts, trees, batch_size): # texts as of `_rows`; open end → tree
+    "Scores of labels behind all prompts, each with the tree of its end."
+    rows = self._rows(texts, max(tree.trie.paths.shape[1] for tree in trees.values()) - 1)
+    ends = list(map(open_end, texts.values()))
+    places = {e: [i for i, end in enumerate(ends) if end == e] for e in trees}
+    parts = [self.score_tree([rows[i] for i in places[e]], tree.trie, tree.score, batch_size)
+             for e, tree in trees.items()]
+    return torch.cat(parts)[torch.tensor(sum(places.values(), [])).argsort()]
+
+# %% ../../nbs/64_reasoner.ipynb #0e4a36c4
+@patch
 def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None,
             end=''):
     "What `reason` returns; empty descriptions are welcome."
     if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}')
-    tree = _LabelTree(self.tokenizer, labels, rule, end)
     texts = {f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}
-    baseline = _baseline_prompts(rule, prompt, premise, content_free)
-    rows = self._rows(texts | baseline, tree.trie.paths.shape[1] - 1)
+    asked = texts | _baseline_prompts(rule, prompt, premise, content_free)
+    ends = dict.fromkeys(map(open_end, asked.values())) or ['']
+    trees = {e: _LabelTree(self.tokenizer, labels, rule, end, e) for e in ends}
+    tree = next(iter(trees.values()))
     _warn(rule, *tree.described)
     if not descriptions: return Scores(np.zeros((0, len(tree.labels)), np.float32), tree.labels)
-    scores = self.score_tree(rows, tree.trie, tree.score, batch_size)
-    return Scores(tree.compare(scores, len(texts)).numpy(), tree.labels)
+    return Scores(tree.compare(self._score_all(asked, trees, batch_size), len(texts)).numpy(), tree.labels)
 
 # %% ../../nbs/64_reasoner.ipynb #rs000024
 def _refuse_empty(descriptions):
@@ -281,7 +294,7 @@ def _refuse_empty(descriptions):
     descriptions = [descriptions] if isinstance(descriptions, str) else list(descriptions)
     for i, d in enumerate(descriptions):
         if not isinstance(d, str): raise LogocentricError(f'description {i} is no text: {d!r}')
-        if not d.strip().rstrip('.'): raise LogocentricError(
+        if not _without_end(d): raise LogocentricError(
             f'description {i} is empty: leave it out, or use `prior` to ask without one')
     return descriptions
 
