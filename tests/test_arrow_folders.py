@@ -145,7 +145,7 @@ def test_saved_folders_that_are_wrong(arrow, spoil, options, message):
 
 @pytest.mark.parametrize('sound, message', [
     (inside(b'<html>not found', None), "a sound without a name begins with b'<html>no', as no sound file does"),
-    (None, 'row 1 of 1 names no sound file')])
+    (None, 'row 1 names no sound file')])
 def test_saved_sounds_that_are_none(tmp_path, home, sound, message):
     folder = saved(tmp_path/'set', dict(audio=AUDIO), dict(audio=[sound]))
     with pytest.raises(DataError, match=message): read_table(folder)

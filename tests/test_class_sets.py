@@ -54,6 +54,21 @@ def test_esc10_and_edited_targets(tmp_path):
     with pytest.raises(DataError, match='share a target with another category'): read_dataset('esc50', folder)
 
 
+@pytest.mark.parametrize('spelled', ['TRUE', 'true', '1', 'yes'])
+def test_esc10_however_true_is_spelled(tmp_path, spelled):
+    folder = mini(tmp_path, 'esc50')
+    put(folder/'meta/esc50.csv', MINI['esc50']['meta/esc50.csv'].replace(',True,', f',{spelled},'))
+    assert read_dataset('esc50', folder, esc10=True).table.labels.tolist() == [['crackling fire']]
+
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'utf-16', 'utf-8-sig'])
+def test_fma_in_other_encodings(tmp_path, encoding):
+    folder = mini(tmp_path, 'fma_small')
+    before = read_dataset('fma_small', folder)
+    put(folder/'fma_metadata/tracks.csv', FMA.replace('"a\nb, c"', 'Café –'), encoding)
+    assert read_dataset('fma_small', folder).hash == before.hash
+
+
 # --- real lists
 
 @real('esc10')

@@ -1,10 +1,11 @@
 "Manifests: what the hash covers, what `require` refuses, what is kept on disk."
-import hashlib
+import hashlib, os
 from importlib.util import find_spec
 import numpy as np, pandas as pd, pytest
 from logocentric.data.datasets import read_dataset
 from logocentric.data.lists import DataError, write_skip_list
 from logocentric.data.manifests import Manifest, manifest_hash
+from logocentric.data.tables import read_table
 from miniatures import MINI, mini, put
 
 
@@ -64,6 +65,16 @@ def test_targets_outside_a_vocabulary_one_sets(tmp_path):
     with pytest.raises(DataError, match='outside the vocabulary of 1: no voice'): manifest.targets()
 
 
+def test_names_are_skipped_as_they_are_and_else_without_blanks(tmp_path):
+    text = 'path\n Rain.wav\nRain.wav\n Dog.wav\n'
+    manifest = read_table(put(tmp_path/'t.csv', text))
+    assert manifest.skip({' Rain': 'x'}).table.id.tolist() == ['Rain', ' Dog']
+    assert manifest.skip({'Rain': 'x'}).table.id.tolist() == [' Rain', ' Dog']
+    left = manifest.skip(put(tmp_path/'skip.csv', 'id,reason\nDog,x\nCat,y\n'))
+    assert left.table.id.tolist() == [' Rain', 'Rain'] and left.skipped.id.tolist() == [' Dog']
+    assert left.notes['skip-listed ids that are not in this set'] == 1
+
+
 # --- on disk
 
 @pytest.mark.parametrize('name', MINI)
@@ -98,6 +109,25 @@ def test_broken_json(tmp_path, manifest):
     saved = manifest.save(tmp_path/'m.csv')
     put(saved, saved.read_text().replace('manifest {', 'manifest {{', 1))
     with pytest.raises(DataError, match='the first line of m.csv is no JSON'): Manifest.load(saved)
+
+
+def test_saved_manifests_through_a_spreadsheet_and_a_saw(tmp_path, manifest):
+    saved = manifest.save(tmp_path/'m.csv')
+    text = saved.read_text(encoding='utf-8')
+    spelled = text.replace(',True,', ',TRUE,').replace(',False,', ',FALSE,')
+    assert spelled != text and Manifest.load(put(tmp_path/'n.csv', spelled)).hash == manifest.hash
+    for damaged in (text[:-len(text)//3], text.replace('"hash"', '"hush"'), text.replace(',start,', ',begin,'),
+                    '# logocentric manifest []\n', '# logocentric manifest {}\nid\n', text.replace('True', 'perhaps'),
+                    text.replace('["', '[[["', 1)):
+        with pytest.raises(DataError, match='n.csv'): Manifest.load(put(tmp_path/'n.csv', damaged))
+
+
+def test_file_names_that_are_not_utf8_have_a_hash_and_are_saved(tmp_path):
+    name = os.fsdecode(b'caf\xe9.wav')
+    try: put(tmp_path/'sounds'/name)
+    except OSError: pytest.skip('this disk takes no such name')
+    manifest = read_table(tmp_path/'sounds').require(1)
+    assert Manifest.load(manifest.save(tmp_path/'m.csv')).hash == manifest.hash and manifest.paths[0].is_file()
 
 
 @pytest.mark.skipif(find_spec('pyarrow') is not None, reason='pyarrow is installed')

@@ -68,6 +68,24 @@ def test_jamendo_tags_beyond_the_header(tmp_path):
     with pytest.raises(DataError, match=message): read_dataset('mtg_jamendo', tmp_path, tags='genre')
 
 
+def test_magnatagatune_flags_and_encodings_of_a_spreadsheet(tmp_path):
+    folder = mini(tmp_path, 'magnatagatune')
+    before, text = read_dataset('magnatagatune', folder), MINI['magnatagatune']['annotations_final.csv']
+    put(folder/'annotations_final.csv', text.replace('"1"', '"TRUE"').replace('"0"', '"FALSE"'), 'utf-16')
+    assert identify(folder) == 'magnatagatune' and read_dataset('magnatagatune', folder).hash == before.hash
+    put(folder/'annotations_final.csv', text.replace('"1"', '"2"'))
+    message = "annotations_final.csv, 2: expected true or false, found '2'"
+    with pytest.raises(DataError, match=message): read_dataset('magnatagatune', folder)
+
+
+def test_segments_that_begin_nowhere_are_refused(tmp_path):
+    folder = mini(tmp_path, 'audioset')
+    for start in ('nan', 'inf', '-1'):
+        put(folder/'eval_segments.csv', MINI['audioset']['eval_segments.csv'].replace('30.000', start))
+        with pytest.raises(DataError, match=f'eval_segments.csv, --aaaaaaaaa: expected .*found .{start}.'):
+            read_dataset('audioset', folder)
+
+
 # --- real lists
 
 @real('audioset', 'class_labels_indices.csv')

@@ -9,11 +9,11 @@ __all__ = ['MAGIC_BYTES', 'is_arrow_folder', 'TableRows', 'read_arrow_folder']
 import hashlib, os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 from fastcore.basics import patch
 from ..core import atomic_write, cache_path, config_hash
 from .lists import (AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_stem, decode_text, existing_file,
-                                    existing_folder, find_column, first_few, folder_contents, parse_json)
+                                    existing_folder, find_column, first_few, folder_contents, listed_rows, parse_json)
 
 # %% ../../nbs/32_arrow_folders.ipynb #8dd247cd
 def is_arrow_folder(folder: Path) -> bool:
@@ -143,7 +143,7 @@ def _arrow_sound_column(folder: Path, features: dict, audio: str | None) -> str:
     hits = [c for c, f in features.items() if isinstance(f, dict) and f.get('_type') == 'Audio']
     if audio is None and len(hits) > 1:
         raise DataError(f"{folder.name} has several columns of sounds: {first_few(hits)}. Name one: audio='…'")
-    return find_column([dict.fromkeys(features)], folder, 'audio', audio or next(iter(hits), None))
+    return find_column(list(features), folder, 'audio', audio or next(iter(hits), None))
 
 # %% ../../nbs/32_arrow_folders.ipynb #a1c9c12a
 class _ArrowColumns(NamedTuple):
@@ -187,7 +187,8 @@ def _arrow_sounds(part: Path, split: str, columns: _ArrowColumns, start: Path, c
 # %% ../../nbs/32_arrow_folders.ipynb #35f08e7b
 class TableRows(NamedTuple):
     "The rows of a table, whatever it lay in."
-    rows: list[dict]
+    columns: list[str]                  # their names
+    rows: Iterable[dict]                # which may be read once
     root: Path                          # that paths start from
     audio: str | None = None            # column of sounds, where it is known
     classes: dict[str, list[str]] = {}  # names of classes by column
@@ -221,5 +222,5 @@ def read_arrow_folder(folder: Path, start: str | Path | None, audio: str | None)
         columns = _arrow_columns(part, audio)
         classes |= columns.classes
         sounds += _arrow_sounds(part, split, columns, outside, cache)
-    rows = _name_clips(sounds, columns.audio)
-    return TableRows(rows, _arrow_root(sounds, folder, start, cache), columns.audio, classes)
+    rows = listed_rows(_name_clips(sounds, columns.audio))
+    return TableRows(*rows, _arrow_root(sounds, folder, start, cache), columns.audio, classes)

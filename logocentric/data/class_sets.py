@@ -15,7 +15,8 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core import load_asset
 from .lists import (DataError, audio_stem, existing_file, existing_folder, first_few, folder_contents,
-                                    read_rows, require_columns, subfolders, text_lines)
+                                    parse_flag, read_rows, require_columns, require_unique, subfolders,
+                                    text_encoding, text_lines)
 from .manifests import ListedClips, Manifest, build_manifest
 
 # %% ../../nbs/34_class_sets.ipynb #713252a9
@@ -81,7 +82,7 @@ GTZAN = published_set('gtzan', list_gtzan)
 
 # %% ../../nbs/34_class_sets.ipynb #51486285
 def _first_line(path: Path) -> str:
-    with open(path, 'rb') as f: return f.readline(10_000).decode('utf-8', 'replace')
+    with open(path, 'rb') as f: return f.readline(10_000).replace(b'\0', b'').decode('utf-8', 'replace') # or UTF-16
 
 # %% ../../nbs/34_class_sets.ipynb #8869e70d
 def _has_marker(folder: Path, marker: str) -> bool:
@@ -137,11 +138,12 @@ def read(self: DatasetInfo,
 # %% ../../nbs/34_class_sets.ipynb #00acd40e
 def _fma_columns(path: Path, wanted: list[tuple[str, str]]) -> dict[str, int]: # names in both header rows
     "Where the columns are in a table with two header rows."
-    with open(path, encoding='utf-8', newline='') as f:
+    with open(path, encoding=text_encoding(path), newline='') as f:
         rows = csv.reader(f)
         top, under = next(rows, []), next(rows, [])
-    found = {pair: i for i, pair in enumerate(zip(top, under))}
-    require_columns(path, ['/'.join(w) for w in wanted], ['/'.join(p) for p in found])
+    names, found = ['/'.join(p) for p in zip(top, under)], {pair: i for i, pair in enumerate(zip(top, under))}
+    require_columns(path, ['/'.join(w) for w in wanted], names)
+    require_unique(path, names)
     return {w[1]: found[w] for w in wanted}
 
 # %% ../../nbs/34_class_sets.ipynb #4685a614
@@ -149,7 +151,8 @@ def _fma_tracks(path: Path) -> pd.DataFrame:
     "Track number, split, subset and top genre of every track, as text."
     places = _fma_columns(path, [('set', 'split'), ('set', 'subset'), ('track', 'genre_top')])
     names = {0: 'id', **{i: name for name, i in places.items()}}
-    try: tracks = pd.read_csv(path, header=None, skiprows=2, usecols=sorted(names), dtype=str, keep_default_na=False)
+    try: tracks = pd.read_csv(path, header=None, skiprows=2, usecols=sorted(names), dtype=str, keep_default_na=False,
+                              encoding=text_encoding(path))
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
         raise DataError(f'{path.name} is damaged, perhaps cut short: {e}. Get it again')
     tracks = tracks.rename(columns=names).fillna('')
@@ -199,7 +202,8 @@ def list_esc50(folder: Path,          # that holds `meta` and `audio`
                esc10: bool = False    # only the ten classes of ESC-10
               ) -> ListedClips:
     "ESC-50 or ESC-10; the split is the number of the fold."
-    kept = [r for r in _esc50_rows(folder/'meta'/'esc50.csv') if not esc10 or r['esc10'] == 'True']
+    kept = [r for r in _esc50_rows(folder/'meta'/'esc50.csv')
+            if not esc10 or parse_flag(r['esc10'], f"esc50.csv, {r['filename']}")]
     rows = [dict(id=(stem := audio_stem(r['filename'])), files=[f'audio/{stem}'], split=r['fold'], duration=5.,
                  labels=[r['category'].replace('_', ' ')]) for r in kept]
     words = sorted({r['labels'][0] for r in rows})

@@ -8,21 +8,18 @@ __all__ = ['MUSICCAPS', 'SONG_DESCRIBER', 'CLOTHO', 'AUDIOCAPS', 'CAPTION_SETS',
            'read_dataset']
 
 # %% ../../nbs/36_datasets.ipynb #22484663
-import ast
 from collections import Counter
 from pathlib import Path
 import pandas as pd
 from .class_sets import CLASS_SETS, DatasetInfo, WrongFolder, published_set
-from .lists import (DataError, audio_stem, existing_folder, first_few, folder_contents, parse_number,
-                                    read_rows, subfolders)
+from .lists import (DataError, audio_stem, existing_folder, first_few, folder_contents, parse_flag,
+                                    parse_list, parse_seconds, read_rows, subfolders)
 from .manifests import ListedClips, Manifest
 from .tag_sets import TAG_SETS
 
 # %% ../../nbs/36_datasets.ipynb #63c7111a
 def _python_list(text: str, where: str) -> list[str]: # for the message
-    try: found = ast.literal_eval(text)
-    except (SyntaxError, ValueError): found = None
-    if isinstance(found, list): return [str(x) for x in found]
+    if (found := parse_list(text)) is not None: return [str(x) for x in found]
     raise DataError(f'{where}: expected a Python list as text, such as "[\'calm\']", found {text[:40]!r}')
 
 # %% ../../nbs/36_datasets.ipynb #97bce5cf
@@ -31,10 +28,10 @@ def list_musiccaps(folder: Path) -> ListedClips: # that holds `musiccaps-public.
     rows, path = [], folder/'musiccaps-public.csv'
     for r in read_rows(path, ['ytid', 'start_s', 'end_s', 'aspect_list', 'caption', 'is_audioset_eval']):
         ytid, where = r['ytid'], f"{path.name}, {r['ytid']}"
-        start, end = (parse_number(r[k], where) for k in ('start_s', 'end_s'))
-        rows.append(dict(id=ytid, youtube=(ytid, start, end), duration=end - start, texts=[r['caption']],
+        start, end = (parse_seconds(r[k], where) for k in ('start_s', 'end_s'))
+        rows.append(dict(id=ytid, youtube=(ytid, start, end), duration=end - start, texts=[r['caption'].lstrip(' ')],
                          labels=_python_list(r['aspect_list'], where),
-                         split='test' if r['is_audioset_eval'] == 'True' else 'train'))
+                         split='test' if parse_flag(r['is_audioset_eval'], where) else 'train'))
     return ListedClips(rows, None, dict(train=2663, test=2858))
 
 # %% ../../nbs/36_datasets.ipynb #7489eeac
@@ -58,14 +55,20 @@ def _song_files(path: str) -> list[str]:
     return [f'{place}{audio_stem(path)}{tail}' for place in ('audio/', '') for tail in ('.2min', '')]
 
 # %% ../../nbs/36_datasets.ipynb #2e61d623
+def _is_valid(row: dict) -> bool:
+    "Whether a caption was checked and found valid."
+    said = row['is_valid_subset'].strip()
+    return bool(said) and parse_flag(said, f"song_describer.csv, {row['caption_id']}")
+
+# %% ../../nbs/36_datasets.ipynb #841df0c1
 def list_song_describer(folder: Path,         # that holds `song_describer.csv` and `audio`
                         valid: bool = False   # only captions that were checked and found valid
                        ) -> ListedClips:
     "Song Describer: tracks with their captions, all of them `test`."
     columns = ['caption_id', 'track_id', 'caption', 'is_valid_subset', 'path']
     found, notes = _without_repeats(read_rows(folder/'song_describer.csv', columns))
-    pairs = [(dict(id=r['track_id'], files=_song_files(r['path']), split='test'), r['caption'])
-             for r in found if not valid or r['is_valid_subset'] == 'True']
+    pairs = [(dict(id=r['track_id'], files=_song_files(r['path']), split='test'), r['caption'].lstrip(' '))
+             for r in found if not valid or _is_valid(r)]
     return ListedClips(_group_captions(pairs), None, dict(test=546 if valid else 706), notes)
 
 # %% ../../nbs/36_datasets.ipynb #873071dd
@@ -79,7 +82,7 @@ def _clotho_clips(path: Path, part: str, split: str) -> list[dict]:
     for row in read_rows(path, ['file_name', *captions]):
         name = f"{part}/{audio_stem(row['file_name'])}"
         rows.append(dict(id=name, files=[name, f'clotho_audio_files/{name}'], split=split,
-                         texts=[row[c] for c in captions]))
+                         texts=[row[c].lstrip(' ') for c in captions]))
     return rows
 
 # %% ../../nbs/36_datasets.ipynb #ced54995
@@ -100,9 +103,9 @@ def _audiocaps_pairs(path: Path, split: str) -> tuple[list[tuple[dict, str]], di
     found, notes = _without_repeats(read_rows(path, ['audiocap_id', 'youtube_id', 'start_time', 'caption']))
     pairs = []
     for r in found:
-        ytid, start = r['youtube_id'], parse_number(r['start_time'], f"{path.name}, {r['youtube_id']}")
+        ytid, start = r['youtube_id'], parse_seconds(r['start_time'], f"{path.name}, {r['youtube_id']}")
         row = dict(id=f'{ytid}_{start:g}', youtube=(ytid, start, start + 10), duration=10., split=split)
-        pairs.append((row, r['caption']))
+        pairs.append((row, r['caption'].lstrip(' ')))
     return pairs, notes
 
 # %% ../../nbs/36_datasets.ipynb #5ab844ed

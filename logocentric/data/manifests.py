@@ -7,7 +7,7 @@ __all__ = ['MANIFEST_COLUMNS', 'LIST_COLUMNS', 'COLUMN_TYPES', 'BLANK', 'MANIFES
            'Manifest', 'check_labels', 'is_parquet', 'ListedClips', 'build_manifest']
 
 # %% ../../nbs/31_manifests.ipynb #af76778e
-import hashlib, json
+import hashlib, json, os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import atomic_write
 from .lists import (AudioIndex, DataError, audio_index, audio_stem, existing_folder, first_few, nfc,
-                                    parse_json, read_skip_list, youtube_names)
+                                    parse_flag, parse_json, plain_name, read_skip_list, youtube_names)
 
 # %% ../../nbs/31_manifests.ipynb #ae64ce51
 MANIFEST_COLUMNS = dict(
@@ -37,42 +37,45 @@ COLUMN_TYPES = dict(id=str, path=str, split=str, text=str, start=float, duration
 BLANK = dict(path='', start=0., duration=np.nan, split='', labels=(), texts=(), missing=False) # where nothing is said
 
 # %% ../../nbs/31_manifests.ipynb #998556a8
-def _fill(table: pd.DataFrame, column: str) -> list:
-    "The values of a column, blank where the table has none."
-    said = table[column] if column in table else [None]*len(table)
-    return [BLANK[column] if v is None or isinstance(v, float) and v != v else v for v in said]
+def _said(rows: list[dict] | pd.DataFrame, column: str) -> list:
+    "The values of a column, `None` where nothing is said."
+    if not isinstance(rows, pd.DataFrame): return [row.get(column) for row in rows]
+    return list(rows[column]) if column in rows else [None]*len(rows)
+
+# %% ../../nbs/31_manifests.ipynb #02ba28a2
+def _fill(rows: list[dict] | pd.DataFrame, column: str) -> list:
+    "The values of a column, blank where nothing is said."
+    return [BLANK[column] if v is None or isinstance(v, float) and v != v else v for v in _said(rows, column)]
 
 # %% ../../nbs/31_manifests.ipynb #085778c9
-def _frame(rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
-    "Rows as a table of their own, which has an id even without rows."
-    if isinstance(rows, pd.DataFrame): return rows.copy()
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=['id'])
+def _optional(rows: list[dict] | pd.DataFrame) -> list[str]:
+    "Which of the columns that few manifests have are there."
+    there = rows if isinstance(rows, pd.DataFrame) else {column for row in rows for column in row}
+    return [column for column in ('observed', 'reason') if column in there]
 
 # %% ../../nbs/31_manifests.ipynb #3f42dd87
 def manifest_table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame: # with some of the columns
     "Rows as a table with all columns of a manifest, in order, each of its type."
-    table = _frame(rows)
-    for column in BLANK: table[column] = _fill(table, column)
-    for column in LIST_COLUMNS:
-        if column not in table: continue
-        table[column] = pd.Series([list(v) for v in table[column]], index=table.index, dtype=object)
-    table['text'] = [texts[0] if texts else '' for texts in table['texts']]
-    table['id'] = [nfc(i) for i in table['id']]
-    optional = [c for c in ('observed', 'reason') if c in table]
-    return table.astype(COLUMN_TYPES)[[*MANIFEST_COLUMNS, *optional]].reset_index(drop=True)
+    values = {column: _fill(rows, column) for column in BLANK}
+    values |= {column: _said(rows, column) for column in _optional(rows)}
+    values['text'] = [texts[0] if len(texts) else '' for texts in values['texts']]
+    values['id'] = [nfc(i) for i in _said(rows, 'id')]
+    for column in set(LIST_COLUMNS) & set(values):
+        values[column] = pd.Series([v if type(v) is list else list(v) for v in values[column]], dtype=object)
+    return pd.DataFrame(values).astype(COLUMN_TYPES)[[*MANIFEST_COLUMNS, *_optional(rows)]]
 
 # %% ../../nbs/31_manifests.ipynb #abf6d49d
 def _rounded(x: float) -> float | None: return None if x is None or x != x else round(float(x), 4)
 
 # %% ../../nbs/31_manifests.ipynb #6cba2812
-def _json_line(values: list) -> str: return json.dumps(values, ensure_ascii=False)
+_json_line = json.JSONEncoder(ensure_ascii=False).encode
 
 # %% ../../nbs/31_manifests.ipynb #3a87025c
-def _hash_line(row: dict) -> str:
-    "What the hash sees of a row."
-    labels = [sorted(row[c]) for c in ('labels', 'observed') if c in row]
-    times = [_rounded(row['start']), _rounded(row['duration'])]
-    return _json_line([row['id'], *times, row['split'], row['texts'], bool(row['missing']), *labels])
+def _hash_lines(table: pd.DataFrame) -> list[str]:
+    "What the hash sees of the rows."
+    columns = ['id', 'start', 'duration', 'split', 'texts', 'missing', *(c for c in ('labels', 'observed') if c in table)]
+    return [_json_line([i, _rounded(start), _rounded(duration), split, texts, bool(missing), *map(sorted, labels)])
+            for i, start, duration, split, texts, missing, *labels in zip(*(table[c] for c in columns))]
 
 # %% ../../nbs/31_manifests.ipynb #d6e27f8c
 def manifest_hash(table: pd.DataFrame,                  # as of a manifest
@@ -80,9 +83,9 @@ def manifest_hash(table: pd.DataFrame,                  # as of a manifest
                   n: int = 12                           # length of the hash
                  ) -> str:
     "A short hash of what is asked of which clips; paths and the order of rows do not count."
-    lines = [_hash_line(row) for row in table.to_dict('records')]
+    lines = _hash_lines(table)
     if skipped is not None: lines += [_json_line([i, 'skipped']) for i in skipped['id']]
-    return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()[:n]
+    return hashlib.sha256('\n'.join(sorted(lines)).encode(errors='surrogateescape')).hexdigest()[:n]
 
 # %% ../../nbs/31_manifests.ipynb #c3bc9f82
 def _none_skipped() -> pd.DataFrame: return manifest_table([]).assign(reason='')
@@ -161,6 +164,16 @@ def take(self: Manifest, *splits: str) -> Manifest: # names of splits or numbers
     expected = {split: n for split, n in self.expected.items() if split in splits}
     return replace(self, table=part(self.table), skipped=part(self.skipped), expected=expected)
 
+# %% ../../nbs/31_manifests.ipynb #c9da10cc
+def _skipped_ids(manifest: Manifest, skip: dict[str, str]) -> dict[str, str]: # ids and reasons
+    "The same with the ids that the set has, where they differ by blanks or backslashes only."
+    ids = [*manifest.table['id'], *manifest.skipped['id']]
+    unknown = {i: r for i, r in skip.items() if i not in set(ids)} if skip.keys() - set(ids) else {}
+    plain = {}
+    for i in ids if unknown else (): plain.setdefault(plain_name(i), []).append(i)
+    meant = {i: plain[plain_name(i)][0] for i in unknown if len(plain.get(plain_name(i), ())) == 1}
+    return {meant.get(i, i): r for i, r in skip.items()}
+
 # %% ../../nbs/31_manifests.ipynb #367ecd34
 def _unknown_ids(manifest: Manifest, ids: dict[str, str]) -> dict[str, int]:
     "A note of how many ids a set does not have."
@@ -171,7 +184,8 @@ def _unknown_ids(manifest: Manifest, ids: dict[str, str]) -> dict[str, int]:
 @patch
 def skip(self: Manifest, skip: dict[str, str] | str | Path) -> Manifest: # ids and reasons, or a file of them
     "The same without some clips, which are kept apart and counted."
-    reasons = {nfc(i): r for i, r in skip.items()} if isinstance(skip, dict) else read_skip_list(skip)
+    listed = {nfc(i): r for i, r in skip.items()} if isinstance(skip, dict) else read_skip_list(skip)
+    reasons = _skipped_ids(self, listed)
     out = self.table['id'].isin(reasons)
     gone = self.table[out].assign(reason=[reasons[i] for i in self.table['id'][out]])
     skipped = pd.concat([t for t in (self.skipped, gone) if len(t)] or [self.skipped], ignore_index=True)
@@ -193,7 +207,7 @@ def _refuse_absent(manifest: Manifest) -> None:
     "An error if a sound file is missing."
     if not (gone := manifest.absent()): return
     n, first = len(manifest), manifest.table['path'][manifest.table['missing']].iloc[0]
-    hint = _which_are_absent(gone, n)
+    hint = _which_are_absent(gone, n) + ' A backslash is no / here: write folders with /.'*('\\' in first)
     raise DataError(f'{manifest.name}: {n - len(gone):,} of {n:,} clips are there. {hint} Expected e.g. {first} in '
                     f'{Path(manifest.root).name}, in any format. Get them, or skip them by name: '
                     'manifest.skip(manifest.absent()), or skip= and a list of ids and reasons')
@@ -287,7 +301,7 @@ def save(self: Manifest, path: str | Path) -> Path: # ends in `.csv` or `.parque
         if parquet: rows.assign(manifest=header).to_parquet(p, engine='pyarrow', index=False)
         else:
             csv = rows.to_csv(index=False, lineterminator='\n')
-            p.write_text(f'{MANIFEST_HEADER}{header}\n{csv}', encoding='utf-8')
+            p.write_text(f'{MANIFEST_HEADER}{header}\n{csv}', encoding='utf-8', errors='surrogateescape')
     return Path(path)
 
 # %% ../../nbs/31_manifests.ipynb #a066382d
@@ -302,11 +316,11 @@ def _read_saved_parquet(path: Path) -> tuple[dict, pd.DataFrame]:
 
 # %% ../../nbs/31_manifests.ipynb #39f53e26
 def _read_saved_csv(path: Path) -> tuple[dict, pd.DataFrame]:
-    with open(path, encoding='utf-8', newline='') as f:
+    with open(path, encoding='utf-8', errors='surrogateescape', newline='') as f:
         first = f.readline()
         if not first.startswith(MANIFEST_HEADER): _refuse_unsaved(path)
         header = parse_json(first[len(MANIFEST_HEADER):], f'the first line of {path.name}')
-        return header, pd.read_csv(f, dtype=str, keep_default_na=False)
+        return header, pd.read_csv(f, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
 
 # %% ../../nbs/31_manifests.ipynb #4616838f
 def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
@@ -315,11 +329,11 @@ def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
     return _read_saved_parquet(path) if is_parquet(path) else _read_saved_csv(path)
 
 # %% ../../nbs/31_manifests.ipynb #84112d90
-def _typed(rows: pd.DataFrame) -> pd.DataFrame:
+def _typed(rows: pd.DataFrame, name: str) -> pd.DataFrame: # of the file
     "Saved rows, each column in its type."
     lists = {c: list(map(json.loads, rows[c])) for c in LIST_COLUMNS if c in rows}
     times = dict(start=pd.to_numeric(rows['start']), duration=pd.to_numeric(rows['duration'], errors='coerce'))
-    return rows.assign(**lists, **times, missing=[str(v) == 'True' for v in rows['missing']])
+    return rows.assign(**lists, **times, missing=[parse_flag(v, f'{name}, missing') for v in rows['missing']])
 
 # %% ../../nbs/31_manifests.ipynb #688c3678
 def _parted(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -336,18 +350,28 @@ def _require_hash(manifest: Manifest, saved_hash: str, name: str) -> None: # of 
                         f'its rows have the hash {manifest.hash}, not {saved_hash}')
 
 # %% ../../nbs/31_manifests.ipynb #ef37bc24
+def _restored(header: dict, rows: pd.DataFrame, name: str) -> Manifest: # of the file
+    "A manifest from what was saved, without a check."
+    kept, skipped = _parted(_typed(rows, name))
+    facts = {k: v for k, v in header.items() if k != 'hash'}
+    manifest = Manifest(**dict(facts, root=Path(header['root'])), table=kept)
+    if len(skipped): manifest.skipped = skipped
+    return manifest
+
+# %% ../../nbs/31_manifests.ipynb #7e4d285e
 @patch(cls_method=True)
 def load(cls: Manifest,
          path: str | Path,                # a file that `save` wrote
          root: str | Path | None = None   # where the sounds are now; by default where they were
         ) -> Manifest:
     "Read a saved manifest, as it was saved."
-    header, rows = _read_saved(Path(path))
-    kept, skipped = _parted(_typed(rows))
-    saved_hash = header.pop('hash')
-    manifest = cls(**dict(header, root=Path(header['root'])), table=kept)
-    if len(skipped): manifest.skipped = skipped
-    _require_hash(manifest, saved_hash, Path(path).name)
+    try:
+        header, rows = _read_saved(Path(path))
+        manifest = _restored(header, rows, Path(path).name)
+        _require_hash(manifest, header['hash'], Path(path).name)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise DataError(f'{Path(path).name} was changed after it was saved, or is damaged: {type(e).__name__}, {e}. '
+                        'Save it again') from None
     return manifest if root is None else manifest.at(root)
 
 # %% ../../nbs/31_manifests.ipynb #d249d347
@@ -369,13 +393,33 @@ class ListedClips(NamedTuple):
     notes: dict[str, int] = {} # what was counted on the way
 
 # %% ../../nbs/31_manifests.ipynb #44bdd7eb
-def _locate(row: dict, index: AudioIndex, root: Path) -> dict:
-    "The row with the path of its sound, and whether it is there."
-    files, exact = row.pop('files', ()), row.pop('exact', None)
-    names = youtube_names(*row.pop('youtube')) if 'youtube' in row else ()
-    if exact and (root/exact).is_file(): return dict(row, path=exact, missing=False)
-    found = index.find(files, names)
-    return dict(row, path=found or exact or nfc([*files, *names][0]), missing=found is None)
+def _places(row: dict) -> list[str]:
+    "Paths without suffix where the sound of a row should be."
+    return row.get('files') or ([audio_stem(row['exact'])] if 'exact' in row else [])
+
+# %% ../../nbs/31_manifests.ipynb #4886c209
+def _locate(row: dict, index: AudioIndex, root: Path) -> str | None:
+    "The path of the sound of a row, if it is there."
+    places, exact = _places(row), row.get('exact')
+    if exact and (index.paths.get(places[0]) == exact or os.path.isfile(os.path.join(root, exact))): return exact
+    return index.find(places, youtube_names(*row['youtube']) if 'youtube' in row else ())
+
+# %% ../../nbs/31_manifests.ipynb #e8c79b52
+def _nearly(row: dict, spare: dict[str, list[str]]) -> str | None: # sounds by plain name
+    "The one sound that a row means if blanks and backslashes do not count."
+    places = row.get('files') or [row['exact']] if 'youtube' not in row else []
+    found = [spare.get(audio_stem(plain_name(place)), ()) for place in places]
+    return next((paths[0] for paths in found if len(paths) == 1), None)
+
+# %% ../../nbs/31_manifests.ipynb #0d4cc57c
+def _locate_all(rows: list[dict], index: AudioIndex, root: Path) -> tuple[list[str | None], int, int]:
+    "Paths of the sounds that are there; how many were nearly named so, and how many are in no list."
+    paths, spare = [_locate(row, index, root) for row in rows], {}
+    unlisted = set(index.paths).difference(map(audio_stem, filter(None, paths)))
+    for stem in sorted(unlisted): spare.setdefault(audio_stem(plain_name(index.paths[stem])), []).append(index.paths[stem])
+    nearly = {i: path for i, row in enumerate(rows) if spare and paths[i] is None and (path := _nearly(row, spare))}
+    paths = [nearly.get(i, path) for i, path in enumerate(paths)] if nearly else paths
+    return paths, len(nearly), len(unlisted - set(map(audio_stem, nearly.values())))
 
 # %% ../../nbs/31_manifests.ipynb #70b254cf
 def _refuse_contradiction(first: dict, row: dict, name: str) -> None:
@@ -399,14 +443,20 @@ def _some_rows(found: ListedClips, name: str, root: Path) -> list[dict]:
     raise DataError(f'{name}: the lists in {root.name} name no clip: are they empty, or of another version?')
 
 # %% ../../nbs/31_manifests.ipynb #de6a953a
-def _with_counts(notes: dict[str, int], repeated: int, unlisted: int) -> dict[str, int]:
+def _with_counts(notes: dict[str, int], repeated: int, nearly: int, unlisted: int) -> dict[str, int]:
     "What was counted; a list may have counted repeated rows of its own."
     counts = Counter(notes)
     counts['rows listed twice'] += repeated
+    counts['sounds found without the blanks at the ends of a name, or with / for a backslash'] = nearly
     counts['sound files in no list'] = unlisted
     return {k: n for k, n in counts.items() if n}
 
 # %% ../../nbs/31_manifests.ipynb #ff20566a
+def _expected(row: dict) -> str:
+    "The path where the sound of a row that is not there was expected."
+    return row.get('exact') or nfc([*_places(row), *(youtube_names(*row['youtube']) if 'youtube' in row else ())][0])
+
+# %% ../../nbs/31_manifests.ipynb #04d61098
 def build_manifest(found: ListedClips,
                    name: str,   # of the set
                    root: Path,  # that paths start from
@@ -415,8 +465,8 @@ def build_manifest(found: ListedClips,
     "A manifest of what lists say: checked, located, counted."
     rows, repeated = _unique(_some_rows(found, name, root), name)
     check_labels(rows, found.vocabulary, name)
-    index = audio_index(root)
-    table = manifest_table([_locate(dict(row), index, root) for row in rows])
-    unlisted = set(index.paths) - {audio_stem(p) for p in table['path']}
-    notes = _with_counts(found.notes, repeated, len(unlisted))
+    paths, nearly, unlisted = _locate_all(rows, audio_index(root), root)
+    paths_said = [path or _expected(row) for path, row in zip(paths, rows)]
+    table = manifest_table(rows).assign(path=paths_said, missing=[path is None for path in paths])
+    notes = _with_counts(found.notes, repeated, nearly, unlisted)
     return Manifest(table, name, root, source, found.vocabulary, dict(found.expected), notes=notes)

@@ -6,32 +6,47 @@
 __all__ = ['ROW_READERS', 'read_table']
 
 # %% ../../nbs/33_tables.ipynb #a4298fe3
-import json, os
+import os, sys
 from functools import partial
 from pathlib import Path
+from typing import Iterable
 import numpy as np, pandas as pd
 from .arrow_folders import TableRows, is_arrow_folder, read_arrow_folder
-from .lists import (COLUMN_NAMES, SPLIT_NAMES, DataError, audio_index, audio_stem, decode_text,
-                                    existing_folder, find_column, first_few, folder_contents, read_rows, subfolders)
+from .lists import (COLUMN_NAMES, SPLIT_NAMES, DataError, ListRows, audio_index, audio_stem,
+                                    decode_text, existing_folder, find_column, first_few, folder_contents,
+                                    listed_rows, open_rows, parse_json, parse_list, parse_seconds, require_unique,
+                                    subfolders)
 from .manifests import ListedClips, Manifest, build_manifest, is_parquet
 
 # %% ../../nbs/33_tables.ipynb #c8a1c071
-def _json_lines(path: Path) -> list[dict]:
-    try: return [json.loads(line) for line in decode_text(path).split('\n') if line.strip()]
-    except json.JSONDecodeError as e:
-        raise DataError(f'{path.name}: a row is no JSON ({e.msg}); each line must be an object of its own')
+def _json_row(line: str, where: str) -> dict: # for the message
+    "A line of JSON lines, which is an object."
+    row = parse_json(line, where)
+    if isinstance(row, dict): return row
+    raise DataError(f'{where}: expected an object such as {{"path": "a.wav"}}, found {line.strip()[:40]!r}')
 
 # %% ../../nbs/33_tables.ipynb #82343ffd
-def _parquet_rows(path: Path) -> list[dict]:
-    is_parquet(path)
-    return pd.read_parquet(path, engine='pyarrow').to_dict('records')
+def _json_lines(path: Path) -> ListRows:
+    text = decode_text(path)
+    if text.lstrip().startswith('['):
+        raise DataError(f'{path.name}, line 1, begins one JSON array: write each of its objects on a line of its own')
+    lines = [(n, line) for n, line in enumerate(text.split('\n'), 1) if line.strip()]
+    return listed_rows([_json_row(line, f'{path.name}, line {n}') for n, line in lines])
 
 # %% ../../nbs/33_tables.ipynb #2cf2db1b
-ROW_READERS = {'.csv': read_rows, '.tsv': partial(read_rows, sep='\t'), '.jsonl': _json_lines,
-               '.parquet': _parquet_rows}
+def _parquet_rows(path: Path) -> ListRows:
+    is_parquet(path)
+    try: frame = pd.read_parquet(path, engine='pyarrow')
+    except (ValueError, OSError) as e: raise DataError(f'{path.name} is no whole Parquet file ({e}): get it again')
+    require_unique(path, map(str, frame))
+    return ListRows(list(frame), frame.astype(object).where(frame.notna(), None).to_dict('records'))
 
 # %% ../../nbs/33_tables.ipynb #69a0e183
-def _table_rows(path: Path) -> list[dict]:
+ROW_READERS = {'.csv': open_rows, '.tsv': partial(open_rows, sep='\t'), '.jsonl': _json_lines,
+               '.parquet': _parquet_rows}
+
+# %% ../../nbs/33_tables.ipynb #b54021df
+def _open_table(path: Path) -> ListRows:
     folder, kind = path.parent, path.suffix.lower()
     if not path.is_file(): raise DataError(f'no table {path.name} in {folder.name}: {folder_contents(folder)}')
     if kind in ROW_READERS: return ROW_READERS[kind](path)
@@ -43,38 +58,55 @@ def _as_text(value) -> str:
     return '' if value is None or isinstance(value, float) and value != value else str(value)
 
 # %% ../../nbs/33_tables.ipynb #05b8711b
-def _split_text(value: str, sep: str) -> list: # between labels
-    "Labels from a JSON list as text, or words between separators."
-    try: return json.loads(value) if value.startswith('["') else value.split(sep)
-    except json.JSONDecodeError: return value.split(sep)
-
-# %% ../../nbs/33_tables.ipynb #c9889f9a
-def _words(value, sep: str) -> list[str]:
+def _words(value, sep: str) -> list[str]: # between labels
     "Labels, or texts, from a field."
-    if isinstance(value, str): value = _split_text(value, sep)
+    if isinstance(value, str):
+        found = parse_list(value)
+        value = value.split(sep) if found is None else found
     elif not isinstance(value, (list, tuple, np.ndarray)): value = [_as_text(value)]
-    return [word for v in value if (word := str(v).strip())]
+    return [word for v in value if (word := _as_text(v).strip())]
 
-# %% ../../nbs/33_tables.ipynb #8d1c3619
-def _times(row: dict, path: Path, n: int) -> dict: # number of the row
-    "Start and duration of a clip, s."
-    start, duration = _as_text(row.get('start')), _as_text(row.get('duration'))
-    try: return dict(start=float(start or 0), duration=float(duration) if duration else np.nan)
-    except ValueError:
-        raise DataError(f'{path.name}: row {n}: start and duration are seconds, found {row.get("start")!r} '
-                        f'and {row.get("duration")!r}')
+# %% ../../nbs/33_tables.ipynb #e73a7247
+def _labels(value, sep: str, where: str) -> list[str]: # for the message
+    "Labels from a field; those of a large table share their memory."
+    if isinstance(value, str) and value.strip()[:1] + value.strip()[-1:] == '[]' and parse_list(value) is None:
+        raise DataError(f'{where}: {value!r} is no list that can be read: write ["rock", "pop"], or rock{sep}pop')
+    return [sys.intern(word) for word in _words(value, sep)]
 
 # %% ../../nbs/33_tables.ipynb #f9599f42
-def _require_sound(value, path: Path, place: str, column: str) -> None:
-    "Refuse a row that names no sound."
-    if isinstance(value, (str, os.PathLike)) and str(value).strip(): return
-    raise DataError(f'{path.name}: {place} names no sound file: column {column} holds {str(value)[:40]!r}')
+def _seconds(value, where: str) -> float | None: # for the message
+    "Seconds from a field, or `None` where nothing is said."
+    if value is None or isinstance(value, str) and not value.strip(): return None
+    return parse_seconds(str(value), where)
 
 # %% ../../nbs/33_tables.ipynb #364bd14f
-def _paths(sound: str, root: Path) -> dict:
-    "Where a sound should be, for a manifest."
-    inside = os.path.relpath(sound, root) if os.path.isabs(sound) else Path(sound).as_posix()
-    return dict(files=[audio_stem(inside)], exact=sound if inside.startswith('..') else inside)
+def _duration(end: float, start: float, said: float | None, where: str) -> float: # for the message
+    "The duration of a clip that ends at a time, s."
+    if end <= start: raise DataError(f'{where}: the clip ends at {end:g} s and begins at {start:g} s')
+    if said is None or abs(start + said - end) < .1: return end - start
+    raise DataError(f'{where}: from {start:g} s to {end:g} s is no duration of {said:g} s. Keep one of the columns')
+
+# %% ../../nbs/33_tables.ipynb #b7cc36ef
+def _times(said: dict, where: str) -> dict: # by role; for the message
+    "Start and duration of a clip, s, as far as a row says them."
+    if not said.keys() & {'start', 'end', 'duration'}: return {}
+    start, end = (_seconds(said.get(role), f'{where}, {role}') for role in ('start', 'end'))
+    length = _as_text(said.get('duration')).strip()
+    duration = None if length.lower() == 'nan' else _seconds(length, f'{where}, duration')
+    if end is not None: duration = _duration(end, start or 0., duration, where)
+    return {k: v for k, v in dict(start=start, duration=duration).items() if v is not None}
+
+# %% ../../nbs/33_tables.ipynb #1d85cc0e
+def _require_sound(value, where: str, column: str) -> None: # for the message
+    "Refuse a row that names no sound."
+    if isinstance(value, (str, os.PathLike)) and str(value).strip(): return
+    raise DataError(f'{where} names no sound file: column {column} holds {str(value)[:40]!r}')
+
+# %% ../../nbs/33_tables.ipynb #5a3dbe15
+def _inside(sound: str, root: Path) -> str:
+    "A path relative to the folder, without detours."
+    if os.path.isabs(sound): return os.path.relpath(sound, root)
+    return Path(sound).as_posix() if '//' in sound or './' in sound or sound.endswith(('/', '.')) else sound
 
 # %% ../../nbs/33_tables.ipynb #86491ce1
 def _refuse_repeated(row: dict, path: Path, n: int): # number of the row
@@ -82,31 +114,34 @@ def _refuse_repeated(row: dict, path: Path, n: int): # number of the row
                     "Correct it, or name a column of unique ids: id='…'")
 
 # %% ../../nbs/33_tables.ipynb #6cf61b0e
-def _join_texts(rows: list[dict], path: Path) -> list[dict]:
+def _join_texts(rows: Iterable[dict], path: Path) -> list[dict]:
     "Rows of one text each as rows of one clip each."
     clips = {}
     for n, row in enumerate(rows, 1):
-        first = clips.setdefault(row['id'], dict(row, texts=[]))
+        if (first := clips.setdefault(row['id'], row)) is row: continue
         if dict(row, texts=[]) != dict(first, texts=[]): _refuse_repeated(row, path, n)
         first['texts'] += [t for t in row['texts'] if t not in first['texts']]
     return list(clips.values())
 
 # %% ../../nbs/33_tables.ipynb #9513ebcb
-def _clip_row(said: dict, root: Path, sep: str) -> dict: # by role
+def _clip_row(said: dict, root: Path, sep: str, where: str) -> dict: # by role; for the message
     "What a row says, for a manifest."
-    places = _paths(str(said['audio']), root)
-    return dict(places, id=_as_text(said['id']) or places['files'][0], split=_as_text(said['split']),
-                labels=_words(said['labels'], sep), texts=_words(said['text'], '\0'))
+    sound, times = str(said['audio']), _times(said, where)
+    inside = _inside(sound, root)
+    return dict(id=_as_text(said.get('id')) or audio_stem(inside), exact=sound if inside.startswith('..') else inside,
+                split=sys.intern(_as_text(said.get('split')).strip()),
+                labels=_labels(said.get('labels'), sep, where), texts=_words(said.get('text'), '\0'), **times)
 
 # %% ../../nbs/33_tables.ipynb #d98a0170
-def _clip_rows(rows: list[dict], columns: dict, path: Path, root: Path, sep: str) -> list[dict]: # columns by role
+def _clip_rows(rows: Iterable[dict], columns: dict, path: Path, root: Path, sep: str) -> list[dict]: # columns by role
     "Rows of a table as rows of a manifest."
-    found = []
-    for n, row in enumerate(rows, 1):
-        said = {role: row.get(name) if name else None for role, name in columns.items()}
-        _require_sound(said['audio'], path, f'row {n} of {len(rows)}', columns['audio'])
-        found.append(_clip_row(said, root, sep) | _times(row, path, n))
-    return _join_texts(found, path)
+    columns = {role: name for role, name in columns.items() if name}
+    def clips():
+        for n, row in enumerate(rows, 1):
+            said, where = {role: row.get(name) for role, name in columns.items()}, f'{path.name}, row {n}'
+            _require_sound(said['audio'], where, columns['audio'])
+            yield _clip_row(said, root, sep, where)
+    return _join_texts(clips(), path)
 
 # %% ../../nbs/33_tables.ipynb #18269164
 def _split_folders(folder: Path) -> list[tuple[Path, str]]:
@@ -163,33 +198,32 @@ def _class_rows(folder: Path) -> list[dict]:
     return [dict(row, label=[above[-1]]) for row, (_, above) in zip(rows, sounds)]
 
 # %% ../../nbs/33_tables.ipynb #9542d16d
-def _from_folder(sound, table: Path, folder: Path):
+def _from_folder(sound, place: str): # of the table, relative to the folder
     "A path that is relative to a table, relative to the folder."
     if not isinstance(sound, str) or not sound.strip() or os.path.isabs(sound): return sound
-    return (table.parent/sound).relative_to(folder).as_posix()
+    return os.path.join(place, sound)
 
 # %% ../../nbs/33_tables.ipynb #38be9af2
 def _split_rows(table: Path, split: str, folder: Path, audio: str | None) -> list[dict]: # column of sounds
     "The rows of one table of an audio folder, paths relative to the folder."
-    rows = _table_rows(table)
-    column = find_column(rows, table, 'audio', audio)
-    has_column = any(name in row for row in rows for name in COLUMN_NAMES['split'])
-    named = {'split': split} if split and not has_column else {}
-    return [{**row, column: _from_folder(row.get(column), table, folder), **named} for row in rows]
+    names, rows = _open_table(table)
+    column, place = find_column(names, table, 'audio', audio), os.path.relpath(table.parent, folder)
+    named = {'split': split} if split and not set(names) & set(COLUMN_NAMES['split']) else {}
+    return [{**row, column: _from_folder(row.get(column), place), **named} for row in rows]
 
 # %% ../../nbs/33_tables.ipynb #4154c770
-def _folder_rows(folder: Path, audio: str | None) -> list[dict]: # column of sounds
+def _folder_rows(folder: Path, audio: str | None) -> ListRows: # column of sounds
     "The rows of an audio folder, their paths relative to the folder."
     tables = _metadata_files(folder)
-    if not tables: return _class_rows(folder)
-    return [row for table, split in tables for row in _split_rows(table, split, folder, audio)]
+    if not tables: return listed_rows(_class_rows(folder))
+    return listed_rows([row for table, split in tables for row in _split_rows(table, split, folder, audio)])
 
 # %% ../../nbs/33_tables.ipynb #41ea7408
 def _read_any_table(path: Path, folder: str | Path | None, audio: str | None) -> TableRows:
     "The rows of a table of any kind, whose paths start from a folder; the column of sounds may be named."
-    if not path.is_dir(): return TableRows(_table_rows(path), existing_folder(folder or path.parent), audio)
+    if not path.is_dir(): return TableRows(*_open_table(path), existing_folder(folder or path.parent), audio)
     if is_arrow_folder(path): return read_arrow_folder(path, folder, audio)
-    if folder is None: return TableRows(_folder_rows(path, audio), path, audio)
+    if folder is None: return TableRows(*_folder_rows(path, audio), path, audio)
     raise DataError(f'{path.name} is an audio folder, whose paths start from its tables: leave folder= out, '
                     'or name one table instead of the folder')
 
@@ -202,8 +236,9 @@ def _label_words(clips: list[dict], column: str | None, listed: list[str] | None
 # %% ../../nbs/33_tables.ipynb #2e9deeef
 def _listed_clips(table: TableRows, path: Path, given: dict, sep: str, vocabulary: list[str] | None) -> ListedClips:
     "The clips of a table; columns with unusual names are given by their role."
-    columns = {role: find_column(table.rows, path, role, name) for role, name in given.items()}
+    columns = {role: find_column(table.columns, path, role, given.get(role)) for role in COLUMN_NAMES}
     clips = _clip_rows(table.rows, columns, path, table.root, sep)
+    if not clips: raise DataError(f'{path.name} has a header and no row below it: no clip is listed')
     listed = vocabulary or table.classes.get(columns['labels'])
     return ListedClips(clips, _label_words(clips, columns['labels'], listed))
 

@@ -7,12 +7,12 @@ __all__ = ['OPENMIC2018', 'AUDIOSET', 'FSD50K', 'MAGNATAGATUNE', 'MTG_JAMENDO', 
            'list_audioset', 'list_fsd50k', 'list_magnatagatune', 'list_mtg_jamendo']
 
 # %% ../../nbs/35_tag_sets.ipynb #a5763aa3
-import csv
 from collections import Counter
 from pathlib import Path
 from .class_sets import add_to_split, published_set
 from .lists import (DataError, audio_stem, decode_text, existing_file, first_few, parse_json,
-                                    parse_number, read_fields, read_rows, require_columns, text_lines)
+                                    parse_flag, parse_number, parse_seconds, read_fields, read_rows, require_columns,
+                                    text_lines)
 from .manifests import ListedClips
 
 # %% ../../nbs/35_tag_sets.ipynb #a28f71f1
@@ -63,7 +63,8 @@ OPENMIC2018 = published_set('openmic2018', list_openmic2018)
 # %% ../../nbs/35_tag_sets.ipynb #4217d3b6
 def _segments(path: Path) -> list[list[str]]:
     "The rows of a segments list: id, start, end, machine ids of the labels."
-    rows = [r for r in read_fields(path) if r and not r[0].startswith('#') and r[0] != 'YTID']
+    rows = [[field.strip() for field in r] for r in read_fields(path)
+            if r and not r[0].startswith('#') and r[0] != 'YTID']
     if bad := [r for r in rows if len(r) != 4]:
         raise DataError(f'{path.name}: expected rows of id, start, end and quoted labels, found {len(bad):,} others, '
                         f'e.g. {",".join(bad[0])[:60]!r}')
@@ -91,7 +92,7 @@ def _audioset_clips(path: Path, part: str, words: dict[str, str]) -> list[dict]:
     "The rows of one list."
     rows = []
     for ytid, start, end, mids in _segments(path):
-        a, b = (parse_number(t, f'{path.name}, {ytid}') for t in (start, end))
+        a, b = (parse_seconds(t, f'{path.name}, {ytid}') for t in (start, end))
         labels = [words.get(mid, mid) for mid in mids.split(',')]
         rows.append(dict(id=ytid, youtube=(ytid, a, b), duration=b - a, split=part, labels=labels))
     return rows
@@ -123,8 +124,7 @@ def list_fsd50k(folder: Path) -> ListedClips: # that holds `FSD50K.ground_truth`
         for r in read_rows(lists/f'{part}.csv', ['fname', 'labels', 'mids'] + ['split']*(part == 'dev')):
             rows.append(dict(id=r['fname'], files=[f"FSD50K.{part}_audio/{r['fname']}"], split=_fsd50k_split(r, part),
                              labels=r['labels'].replace('_', ' ').split(',')))
-    text = decode_text(existing_file(lists/'vocabulary.csv'))
-    words = [r[1].replace('_', ' ') for r in csv.reader(text.splitlines()) if r]
+    words = [r[1].replace('_', ' ') for r in read_fields(existing_file(lists/'vocabulary.csv')) if r]
     return ListedClips(rows, words, dict(train=36796, validation=4170, test=10231))
 
 # %% ../../nbs/35_tag_sets.ipynb #882f154d
@@ -142,21 +142,27 @@ def _magnatagatune_rows(path: Path) -> list[dict]:
     return rows
 
 # %% ../../nbs/35_tag_sets.ipynb #b50348d6
-def _common_tags(rows: list[dict], top: int | None) -> list[str]:
-    "The tags of a table, the commonest first."
-    tags = set(rows[0] if rows else ()) - {'clip_id', 'mp3_path'}
-    count = Counter(tag for row in rows for tag in tags if row[tag] == '1')
-    return sorted(tags, key=lambda tag: (-count[tag], tag))[:top]
+def _tags_of(row: dict, where: str) -> set[str]: # for the message
+    "The tags of a clip."
+    return {tag for tag, said in row.items() if tag not in ('clip_id', 'mp3_path') and parse_flag(said, where)}
 
 # %% ../../nbs/35_tag_sets.ipynb #89c6ec91
+def _common_tags(rows: list[dict], tags: list[set[str]], top: int | None) -> list[str]: # and the tags of each
+    "The tags of a table, the commonest first."
+    count = Counter(tag for had in tags for tag in had)
+    names = set(rows[0] if rows else ()) - {'clip_id', 'mp3_path'}
+    return sorted(names, key=lambda tag: (-count[tag], tag))[:top]
+
+# %% ../../nbs/35_tag_sets.ipynb #727e45eb
 def list_magnatagatune(folder: Path,           # that holds `annotations_final.csv` and the sixteen folders of mp3
                        top: int | None = None  # keep only so many of the commonest tags; by default all
                       ) -> ListedClips:
     "MagnaTagATune: tags of every clip; a clip without a tag stays in."
     found = _magnatagatune_rows(folder/'annotations_final.csv')
-    words = _common_tags(found, top)
+    tags = [_tags_of(r, f"annotations_final.csv, {r['clip_id']}") for r in found]
+    words = _common_tags(found, tags, top)
     rows = [dict(id=r['clip_id'], files=[place + audio_stem(r['mp3_path']) for place in ('', 'mp3/', 'audio/')],
-                 split=_magnatagatune_split(r['mp3_path']), labels=[t for t in words if r[t] == '1']) for r in found]
+                 split=_magnatagatune_split(r['mp3_path']), labels=[t for t in words if t in had]) for r, had in zip(found, tags)]
     return ListedClips(rows, words, dict(all=25863))
 
 # %% ../../nbs/35_tag_sets.ipynb #f6a8fd46
@@ -178,7 +184,7 @@ def _jamendo_clips(path: Path, part: str) -> list[dict]:
     rows = []
     for track, _, _, sound, seconds, *tags in _jamendo_rows(path):
         files = [f'{place}{audio_stem(sound)}{low}' for place in ('audios/', 'audio/', '') for low in ('', '.low')]
-        rows.append(dict(id=track, files=files, duration=parse_number(seconds, f'{path.name}, {track}'), split=part,
+        rows.append(dict(id=track, files=files, duration=parse_seconds(seconds, f'{path.name}, {track}'), split=part,
                          labels=[tag.partition('---')[2] for tag in tags if tag]))
     return rows
 
