@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
-from ..core import LogocentricError
+from ..core import LogocentricError, loading_model
 from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens, open_end
 from .scoring import LabelScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -151,10 +151,9 @@ def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM
                    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "A pretrained model and its tokenizer, in single precision unless `dtype` says otherwise."
     kwargs.setdefault('dtype', torch.float32)
-    try: return auto.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error: raise LogocentricError(
-        f'no {what} {str(name)!r}: neither a folder with a model and its tokenizer, nor to be had from the Hub '
-        f'({str(error).splitlines()[0]})') from error
+    with loading_model(what, name, 'neither a folder with a model and its tokenizer, nor to be had from the Hub'):
+        model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 # %% ../../nbs/64_reasoner.ipynb #l0aded01
 class Reasoner(LabelScorer):
