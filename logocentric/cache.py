@@ -210,8 +210,8 @@ def worker_processes(n: int, # how many
     finally: pool.shutdown()
 
 # %% ../nbs/04_cache.ipynb #d8334004
-_LOST = ('a worker process was ended from outside, perhaps because the memory was too small: the same command continues '
-         'where it was')
+_LOST = ('a worker process was ended from outside, perhaps because the memory was too small: the same command '
+         'continues where it was')
 
 # %% ../nbs/04_cache.ipynb #614bef25
 def quiet() -> bool:

@@ -165,7 +165,8 @@ def explain_disk(place: str | Path): # a file or folder that is written
     try: yield
     except LogocentricError: raise
     except Exception as e:
-        other = 'let $LOGOCENTRIC_HOME name another folder' if home() in Path(place).parents else 'choose another folder'
+        other = 'choose another folder'
+        if home() in Path(place).parents: other = 'let $LOGOCENTRIC_HOME name another folder'
         if _found_full(e, place): raise LogocentricError(
             f'no room is left on the disk of {place}: make room there and do the same again, or {other}') from e
         if not _found_closed(e, place): raise
@@ -197,8 +198,10 @@ def _set_aside(path): # room for all of a file
 def new_array(path: str | Path, # `.npy`
               dtype, shape: tuple) -> np.memmap: # zeros
     "A file of zeros, mapped into memory, for which room is set aside; an error where there is too little."
+    Path(path).unlink(missing_ok=True)
     need, free = math.prod(shape)*np.dtype(dtype).itemsize, free_bytes(path)
     try:
+        if need > free: raise OSError(errno.ENOSPC, 'no room')
         array = np.lib.format.open_memmap(path, 'w+', dtype, shape)
         _set_aside(path)
         return array

@@ -1,5 +1,5 @@
 "End to end at scale smoke: from nothing to tables, figures, a report, and a model that describes a file."
-import hashlib, os, shutil, signal, subprocess, sys, time
+import hashlib, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest
@@ -189,8 +189,6 @@ def test_a_curve_of_pairs(report, run):
 @pytest.mark.slow
 def test_reproduce_under_a_launch(tmp_path):
     "Two processes over gloo: one report, stages made once. (On GPUs `accelerate launch` does what `torchrun` does.)"
-    (tmp_path/'data').mkdir()
-    shutil.copy(ROOT/'data'/'published.json', tmp_path/'data')
     launch = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29531']
     program = str(Path(sys.executable).with_name('logocentric'))
     command = [*launch, program, 'reproduce', '--scale', 'smoke', '--seed', '5']
