@@ -26,6 +26,7 @@
 #| export
 import io, os, re, select, shlex, shutil, struct, subprocess, tempfile, time
 from contextlib import suppress
+from functools import cache
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Iterator
@@ -80,16 +81,30 @@ SIGNATURES = dict(
     AU=rb'\.snd|dns\.', CAF=rb'caff\x00\x01', FLAC=rb'fLaC', OGG=rb'OggS\x00', VOC=rb'Creative Voice', NIST=rb'NIST_1A',
     AVR=rb'2BIT', PAF=rb' paf|fap ', PVF=rb'PVF1\n', SVX=rb'FORM.{4}(8SVX|16SV)',
     M4A=rb'.{4}ftyp(?!he[ivx]|avi[fs]|mi[af]|ms?f1|jp|crx)', WEBM=rb'\x1aE\xdf\xa3', AAC=rb'\xff[\xf0\xf1\xf8\xf9]',
-    WMA=rb'\x30\x26\xb2\x75\x8e\x66\xcf\x11', APE=rb'MAC [\x80-\xff]', WV=rb'wvpk', AMR=rb'#!AMR', DSF=rb'DSD \x1c')
+    WMA=rb'\x30\x26\xb2\x75\x8e\x66\xcf\x11', APE=rb'MAC [\x80-\xff]', WV=rb'wvpk', AMR=rb'#!AMR', DSF=rb'DSD \x1c',
+    TTA=rb'TTA1')
 
 # %% [markdown]
 # Only MP3 has no name: it is a chain of frames, each with a header of four bytes from which its length follows.
 
 # %%
 #| export
-_ONE = dict(enumerate([range(32, 449, 32), [32, 48, 56, *range(64, 129, 16), *range(160, 257, 32), 320, 384],
+_ONE = dict(enumerate([[*range(32, 449, 32)], [32, 48, 56, *range(64, 129, 16), *range(160, 257, 32), 320, 384],
                        [*range(32, 65, 8), 80, 96, 112, 128, *range(160, 257, 32), 320]], 1)) # kbit/s, MPEG 1, by layer
 _TWO = [*range(8, 65, 8), *range(80, 161, 16)] # MPEG 2 and 2.5, layers 2 and 3
+_LOW = [32, 48, 56, *range(64, 129, 16), *range(144, 193, 16), 224, 256] # layer 1
+
+
+# %%
+#| export
+@cache
+def _frame_bytes(one: int, two: int) -> int: # the second and third byte of a header
+    version, layer, bits, pace = one >> 3 & 3, 4 - (one >> 1 & 3), two >> 4, two >> 2 & 3
+    if one < 0xE0 or version == 1 or layer == 4 or not 0 < bits < 15 or pace == 3: return 0
+    rate, padding = (44_100, 48_000, 32_000)[pace] >> {3: 0, 2: 1, 0: 2}[version], two >> 1 & 1
+    table = _ONE[layer] if version == 3 else _LOW if layer == 1 else _TWO
+    if layer == 1: return 4*(12_000*table[bits - 1]//rate + padding)
+    return (72_000 if layer == 3 and version != 3 else 144_000)*table[bits - 1]//rate + padding
 
 
 # %%
@@ -97,14 +112,7 @@ _TWO = [*range(8, 65, 8), *range(80, 161, 16)] # MPEG 2 and 2.5, layers 2 and 3
 def frame_bytes(header: bytes # four bytes, or more
                ) -> int:      # 0 if this is no header
     "The length of an MPEG audio frame."
-    if len(header) < 4 or header[0] != 255 or header[1] < 0xE0: return 0
-    version, layer, kind, pace = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3), header[2] >> 4, header[2] >> 2 & 3
-    if version == 1 or layer == 4 or not 0 < kind < 15 or pace == 3: return 0
-    rate = (44_100, 48_000, 32_000)[pace] >> {3: 0, 2: 1, 0: 2}[version]
-    low = [32, 48, 56, *range(64, 129, 16), *range(144, 193, 16), 224, 256] if layer == 1 else _TWO
-    bits, padding = 1000*list(_ONE[layer] if version == 3 else low)[kind - 1], header[2] >> 1 & 1
-    if layer == 1: return 4*(12*bits//rate + padding)
-    return (72 if layer == 3 and version != 3 else 144)*bits//rate + padding
+    return _frame_bytes(header[1], header[2]) if len(header) > 3 and header[0] == 255 else 0
 
 
 # %% [markdown]
@@ -258,8 +266,9 @@ def _data_chunk(f: BinaryIO, part: Part) -> tuple[int, int, str]:
     if f.read(4) == b'RIFX': layout = '>4sI'
     at, size = part.start + before, struct.calcsize(layout)
     for _ in range(1000):
+        if at + size > part.stop: break
         f.seek(at)
-        if at + size > part.stop or len(head := f.read(size)) < size: break
+        head = f.read(size)
         found, length = struct.unpack(layout, head)
         if found == name: return at + size, length, layout[0] + layout[-1]
         at += size + length + (length % 2 if part.format != 'CAF' else 0)
@@ -422,13 +431,21 @@ test_eq([_count_tag(open(folder/f'a.{suffix}', 'rb'), 0) for suffix in ('mp3', '
 
 # %%
 #| export
+def _kind(header: bytes) -> tuple: # four bytes
+    "Version and layer, rate, and whether it is mono: a decoder cannot go on where these change."
+    return header[1] & 0xFE, header[2] & 12, header[3] >> 6 == 3
+
+
+# %%
+#| export
 def _walk_frames(f: BinaryIO, at: int, stop: int, most: float = float('inf')) -> tuple[int, int]:
-    "How many frames follow each other, and the byte behind them."
-    count = 0
-    while at < stop and count < most:
+    "How many whole frames of one kind follow each other, and the byte behind them."
+    count, kind = 0, None
+    while count < most:
         f.seek(at)
-        if not (size := frame_bytes(f.read(4))): break
-        at, count = at + size, count + 1
+        size = frame_bytes(header := f.read(4))
+        if not size or at + size > stop or kind not in (None, _kind(header)): break
+        at, count, kind = at + size, count + 1, _kind(header)
     return count, at
 
 
@@ -450,38 +467,55 @@ def _without_tags(f: BinaryIO, start: int, stop: int) -> int:
 # %%
 #| export
 def _next_frame(f: BinaryIO, at: int, stop: int) -> int | None:
-    "Where the next frame begins, if there is one within 64 kB of where one should."
+    "Where the next frame begins: one that another follows."
     f.seek(at)
-    head = f.read(min(10, stop - at))
-    at += id3_bytes(head)
-    f.seek(at)
-    block = f.read(max(0, min(2**16, stop - at)))
-    return next((at + i for i in range(len(block)) if block[i] == 255 and _is_mpeg(block[i:i + 4096])), None)
+    at += id3_bytes(f.read(10))
+    for here in range(at, stop, 4096):
+        f.seek(here)
+        block = f.read(min(8192, stop - here))
+        places = (m.start() for m in re.finditer(rb'\xff[\xe2-\xff]', block[:4097]))
+        if (first := next((i for i in places if _is_mpeg(block[i:i + 4096])), None)) is not None: return here + first
 
 
 # %% [markdown]
-# So an MP3 falls into parts at every such first frame, and where more frames follow than were promised: these nobody counted.
+# Where nobody counted, we go from chain to chain. A decoder finds its way over a small gap by itself; behind a large one begins another part, as where the kind changes.
 
 # %%
 #| export
-def _mp3_rest(f: BinaryIO, at: int, stop: int) -> list[Part]:
-    "What lies behind the frames that were counted, if it is more than a tenth of a second."
-    begin = _next_frame(f, at, stop)
-    if begin is None or _walk_frames(f, begin, stop, 5)[0] < 5: return []
-    return [Part('MP3', begin, stop, uncounted=True)]
+GAP = 1000 # bytes between frames that a decoder searches
+MAX_PARTS = 1000 # of a file; what lies behind is left to the last one
 
+
+# %%
+#| export
+def _uncounted_parts(f: BinaryIO, at: int, stop: int) -> list[Part]:
+    "The chains of frames from a byte on."
+    parts, last = [], None
+    while len(parts) < MAX_PARTS and (start := _next_frame(f, at, stop)) is not None:
+        f.seek(start)
+        kind, (count, at) = _kind(f.read(4)), _walk_frames(f, start, stop)
+        if parts and kind == last and start - parts[-1].stop <= GAP:
+            parts[-1] = replace(parts[-1], stop=at, chained=False)
+        elif count > 2 or not parts: # two can be an accident
+            parts.append(Part('MP3', start, at, uncounted=True))
+            last = kind
+    return parts
+
+
+# %% [markdown]
+# So an MP3 falls into parts at every first frame with a count, and where more frames follow than were promised.
 
 # %%
 #| export
 def _mp3_parts(f: BinaryIO, start: int, stop: int, first: int) -> list[Part]: # where the first frame begins
-    "An MP3 from one tag to the next."
-    promised = _count_tag(f, first)
-    count, end = _walk_frames(f, first, stop, promised + 1 if promised else float('inf'))
-    if not promised:
-        stop = _without_tags(f, start, stop)
-        return [Part('MP3', start, stop, uncounted=True, chained=end >= stop - PADDING)]
-    rest = _mp3_rest(f, end, stop) if count > promised else []
-    return [Part('MP3', start, rest[0].start if rest else stop, chained=count > promised), *rest]
+    "An MP3 from one count to the next."
+    sound = _without_tags(f, start, stop)
+    if not (promised := _count_tag(f, first)):
+        return _uncounted_parts(f, first, sound) or [Part('MP3', start, sound, uncounted=True, chained=False)]
+    count, end = _walk_frames(f, first, stop, promised + 1)
+    rest = _uncounted_parts(f, end, sound) if count > promised and sound - end > PADDING else []
+    whole = stop if count <= promised or sound - end <= PADDING else end
+    return [Part('MP3', start, rest[0].start if rest else whole, chained=count > promised), *rest]
 
 
 # %%
@@ -497,27 +531,36 @@ def _mp3_starts(f: BinaryIO, start: int, stop: int) -> list[int]:
 
 # %% [markdown]
 # ### All parts
+#
+# Some headers say how long the whole file is; if another begins there, two were laid one behind the other. In a FLAC or a CAF we look for the next beginning.
 
 # %%
 #| export
-MARKS = dict(FLAC=rb'fLaC[\x00\x80]\x00\x00\x22', AU=rb'\.snd\x00\x00|dns\..\x00\x00\x00', W64=SIGNATURES['W64'])
+def _declared(head: bytes, name: str) -> int: # the first 28 bytes
+    "How many bytes a file says it has."
+    if name == 'AU': return sum(struct.unpack('>II' if head[:1] == b'.' else '<II', head[4:12]))
+    if name == 'W64': return -(-int.from_bytes(head[16:24], 'little')//8)*8
+    if name == 'RF64': return 8 + int.from_bytes(head[20:28], 'little')
+    return 8 + int.from_bytes(head[4:8], 'little' if head[:4] == b'RIFF' else 'big')
 
 
 # %%
 #| export
-def _chunk_starts(f: BinaryIO, name: str, start: int, stop: int) -> list[int]:
-    "Files of chunks, one behind the other: each says how long it is."
-    found, mark = [start], SIGNATURES[name]
-    while name in ('WAV', 'AIFF'):
+def _declared_starts(f: BinaryIO, name: str, start: int, stop: int) -> list[int]:
+    "Where files begin that lie one behind the other, if each says how long it is."
+    found, begins = [start], lambda at: (f.seek(at), re.match(SIGNATURES[name], f.read(28), re.DOTALL))[1]
+    while len(found) < MAX_PARTS:
         f.seek(found[-1])
-        head = f.read(12)
-        order = '<' if head[:4] == b'RIFF' else '>'
-        size = struct.unpack(f'{order}I', head[4:8])[0] if len(head) == 12 else stop
-        ends = [found[-1] + 8 + size + i for i in (0, 1)]
-        nexts = [end for end in ends if end < stop and (f.seek(end), re.match(mark, f.read(12), re.DOTALL))[1]]
-        if not nexts: break
+        if len(head := f.read(28)) < 28: break
+        end = found[-1] + max(28, _declared(head, name))
+        if end >= stop or not (nexts := [at for at in (end, end + 1) if begins(at)]): break
         found.append(nexts[0])
     return found
+
+
+# %%
+#| export
+MARKS = dict(FLAC=rb'fLaC[\x00\x80]\x00\x00\x22', CAF=rb'caff\x00\x01\x00\x00desc')
 
 
 # %%
@@ -525,10 +568,10 @@ def _chunk_starts(f: BinaryIO, name: str, start: int, stop: int) -> list[int]:
 def _starts(f: BinaryIO, name: str, start: int, stop: int) -> list[int]:
     "Where the recordings in a file begin."
     if name == 'OGG': found = _ogg_starts(f, start, stop)
-    elif name in CHUNKS: found = _chunk_starts(f, name, start, stop)
     elif name in MARKS: found = list(_find_all(f, MARKS[name], start, stop))
+    elif name in ('WAV', 'RF64', 'W64', 'AIFF', 'AU'): found = _declared_starts(f, name, start, stop)
     else: found = []
-    return sorted({start, *found})
+    return sorted({start, *found})[:MAX_PARTS]
 
 
 # %%
@@ -548,10 +591,22 @@ def find_parts(path: str | Path, # a sound file
     with open(path, 'rb') as f:
         tag = id3_bytes(f.read(10))
         if name == 'MP3':
-            starts = [0, *_mp3_starts(f, tag, stop), stop]
+            starts = [0, *_mp3_starts(f, tag, stop)[:MAX_PARTS], stop]
             return [part for a, b in zip(starts, starts[1:]) for part in _mp3_parts(f, a, b, a or tag)]
         starts = [*_starts(f, name, tag, stop), stop]
         return [_part_of(f, Part(name, a, b)) for a, b in zip(starts, starts[1:])]
+
+
+# %% [markdown]
+# What lies between and behind them, but for tags, is no sound that anybody could decode.
+
+# %%
+#| export
+def bytes_left(path: str | Path, parts: list[Part]) -> int:
+    "How many bytes of a file are in none of its parts, and in no tag in front or at the end."
+    with open(path, 'rb') as f: stop = _without_tags(f, 0, os.path.getsize(path))
+    gaps = sum(b.start - a.stop for a, b in zip(parts, parts[1:]))
+    return gaps + max(0, stop - parts[-1].stop)
 
 
 # %% [markdown]
@@ -563,6 +618,7 @@ for suffix in ('mp3', 'ogg', 'flac', 'wav'): (folder/f'two.{suffix}').write_byte
 (folder/'half.wav').write_bytes(whole[:40] + struct.pack('<I', rate) + whole[44:])
 test_eq([len(find_parts(p, sound_format(p))) for p in folder.glob('two.*')], [2]*4)
 half, = find_parts(folder/'half.wav', 'WAV')
+test_eq(bytes_left(folder/'half.wav', [half]), 0)
 test_eq(struct.unpack('<I', half.patch), [2*rate])
 half
 
@@ -575,10 +631,17 @@ half
 # %%
 #| export
 FFMPEG_FORMATS = dict(M4A='mov', WEBM='matroska', AAC='aac', WMA='asf', APE='ape', WV='wv', AMR='amr', DSF='dsf',
-                      CAF='caf', WAV='wav', W64='w64', AIFF='aiff', OGG='ogg') # as ffmpeg calls them
+                      TTA='tta', CAF='caf', WAV='wav', W64='w64', AIFF='aiff', OGG='ogg') # as ffmpeg calls them
 FFMPEG_ONLY = {'M4A': 'AAC (m4a, mp4)', 'WEBM': 'WebM', 'AAC': 'AAC', 'WMA': 'WMA', 'APE': 'Monkey’s Audio',
-               'WV': 'WavPack', 'AMR': 'AMR', 'DSF': 'DSD'} # that nobody else decodes, in words
+               'WV': 'WavPack', 'AMR': 'AMR', 'DSF': 'DSD', 'TTA': 'True Audio'} # that nobody else decodes, in words
 FFMPEG_HOURS, FFMPEG_PATIENCE = 24, 60 # h of sound that are read; s that it may take for a block
+
+
+# %%
+#| export
+def has_ffmpeg() -> bool:
+    "Whether `ffmpeg` is on the path."
+    return shutil.which('ffmpeg') is not None
 
 
 # %%

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 from logocentric.core import LogocentricError, Settings
 from logocentric.audio.formats import FFMPEG_FORMATS, FFMPEG_HOURS, FFMPEG_ONLY, AudioError, FFmpegStream, Part
-from logocentric.audio.formats import PartFile, find_parts, sound_format
+from logocentric.audio.formats import PADDING, PartFile, bytes_left, find_parts, has_ffmpeg, sound_format
 import numpy as np, soundfile as sf, soxr
 from fastcore.basics import patch
 
@@ -213,7 +213,8 @@ def _open_part(path: str | Path, part: Part) -> _Sequential | FFmpegStream:
     except OSError as e: raise AudioError(path, f'cannot be read: {e}') from e
     except (sf.SoundFileError, TypeError) as e:
         code = getattr(e, 'code', 0)
-        if code == 4 and part.format in FFMPEG_FORMATS: return FFmpegStream(path, part)
+        if code == 4 or code != 3 and has_ffmpeg():
+            if part.format in FFMPEG_FORMATS and part.start == 0: return FFmpegStream(path, part)
         reason = 'not a sound file, or of a kind that cannot be decoded here'
         raise AudioError(path, HEADER_ERRORS.get(code, reason)) from e
 
@@ -359,9 +360,27 @@ def _part_notes(f: _Sequential | FFmpegStream, seconds: float) -> Iterator[str]:
     if counted + LENGTH_TOLERANCE < seconds:
         yield f'its header counts {counted:.1f} s; {seconds - counted:.1f} s more lie behind, and were decoded too'
     if not f.part.ended: yield 'its last page is not marked as the last: it may have been cut short'
+    if (left := _bytes_behind(f)) > MANY_BYTES: yield f'{left:,} bytes behind {seconds:.1f} s could not be decoded'
     if f.complaints: yield f'{COMPLAINED} {f.complaints} times: moments may be missing'
     if isinstance(f, FFmpegStream): yield BY_FFMPEG
     if isinstance(f, FFmpegStream) and seconds > 3600*FFMPEG_HOURS - 1: yield f'after {FFMPEG_HOURS} h it was left'
+
+
+# %% [markdown]
+# libsndfile stops where it finds no more; behind that may be a lot.
+
+# %%
+#| export
+MANY_BYTES = 2**16 # that a listener should know of, if they could not be decoded
+
+
+# %%
+#| export
+def _bytes_behind(f: _Sequential | FFmpegStream) -> int:
+    "How many bytes of a compressed part the decoder did not look at."
+    part = f.part
+    if part.format not in ('FLAC', 'OGG', 'MP3') or not isinstance(f, _Sequential): return 0
+    return max(0, part.stop - part.start - f.content.at)
 
 
 # %%
@@ -458,7 +477,8 @@ def read_blocks(path: str | Path, # a sound file
         power.add(block)
         yield rate, block
     if not found.seconds: raise AudioError(path, 'the file holds no samples')
-    if len(parts) > 1: found.notes.insert(0, f'{len(parts)} recordings lie one behind the other in this file')
+    if len(parts) > 1: found.notes.insert(0, f'{len(parts)} pieces of sound lie one behind the other in this file')
+    if (left := bytes_left(path, parts)) > PADDING: found.notes.append(f'{left:,} bytes of the file are no sound')
     found.notes += power.notes()
 
 

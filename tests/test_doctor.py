@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf
 from typer.testing import CliRunner
 from logocentric.cli import app
+from logocentric.audio.decoding import Decoded, load_audio
+from logocentric.audio.formats import AudioError
 from logocentric.data import doctor
 from logocentric.data.datasets import DATASETS, read_dataset
 from logocentric.data.doctor import (FINDING_KINDS, KNOWN_FAULTS, clipped_samples, decibels, diagnose, examine,
@@ -55,8 +57,9 @@ def test_measures_against_the_whole_file(tmp_path):
     path = put(tmp_path/'a.wav', np.stack([left, right], 1))
     seen, x = examine(path), sf.read(path)[0]
     assert (seen.channels, seen.seconds, seen.error) == (2, 10, '')
+    x = x.mean(1) # what is heard
     assert seen.peak == pytest.approx((x.max() - x.min())/2, rel=1e-6)
-    assert seen.rms == pytest.approx(np.sqrt(np.mean(x.mean(1)**2)), rel=1e-4)
+    assert seen.rms == pytest.approx(np.sqrt(np.mean(x**2)), rel=1e-4)
 
 
 @pytest.mark.parametrize('runs, expected', [([1], 0), ([2], 0), ([3], 3), ([7, 2, 4], 11), ([], 0)])
@@ -79,7 +82,8 @@ def cut(path, share):
     path.write_bytes(raw[:int(len(raw)*share)])
 
 
-def test_broken_files(tmp_path):
+def test_broken_files(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', '') # and no ffmpeg
     put(tmp_path/'good.wav', wave(seed=1))
     (tmp_path/'empty.wav').touch()
     (tmp_path/'page.wav').write_text('<html>not found</html>')
@@ -128,6 +132,45 @@ def test_a_damaged_frame_is_a_note(tmp_path):
     raw[len(raw)//2:len(raw)//2 + 600] = b'x'*600
     path.write_bytes(raw)
     assert kinds(tmp_path) == [('damaged', 'a.mp3')] and diagnose(tmp_path, processes=0).skip_list() == {}
+
+
+def test_the_doctor_says_what_the_decoder_says(tmp_path):
+    "Of every kind of file: the same length, or the same refusal."
+    mono = wave(4)
+    for suffix in ('wav', 'flac', 'ogg', 'mp3', 'aiff', 'au', 'caf', 'w64'):
+        put(tmp_path/f'a.{suffix}', mono)
+        (tmp_path/f'joined.{suffix}').write_bytes(2*(tmp_path/f'a.{suffix}').read_bytes())
+        cut(put(tmp_path/f'cut.{suffix}', mono), .6)
+    put(tmp_path/'gsm.wav', mono, 8_000, subtype='GSM610')
+    put(tmp_path/'slow.wav', mono, 1)
+    sf.write(tmp_path/'loud.wav', 1e4*mono, RATE, subtype='FLOAT')
+    (tmp_path/'page.wav').write_text('<html>')
+    for path in sorted(tmp_path.iterdir()):
+        seen, found = examine(path), Decoded()
+        try: samples = len(load_audio(path, found=found))
+        except AudioError as e: assert seen.error == e.reason; continue
+        assert (seen.error, seen.seconds) == ('', found.seconds) and abs(samples - RATE*seen.seconds) < 2, path
+    assert examine(tmp_path/'gsm.wav').seconds == pytest.approx(8, abs=.1)
+    assert examine(tmp_path/'joined.mp3').seconds == pytest.approx(8)
+
+
+def test_silence_and_identity_are_those_of_what_is_heard(tmp_path):
+    "Two recordings with opposite channels: nothing is heard of either, and they are no copies of each other."
+    for n in range(2):
+        x = wave(2, n)
+        put(tmp_path/f'opposite{n}.wav', np.stack([x, -x], 1))
+        put(tmp_path/f'nearly{n}.wav', np.stack([x, -.95*x], 1))
+    found = diagnose(tmp_path, processes=0).findings
+    assert sorted(found[['kind', 'id']].itertuples(index=False, name=None)) == [
+        ('odd', 'nearly0.wav'), ('odd', 'nearly1.wav'), ('odd', 'opposite0.wav'), ('odd', 'opposite1.wav'),
+        ('silent', 'opposite0.wav'), ('silent', 'opposite1.wav')]
+    assert all('its channels cancel' in said for said in found[found['kind'] == 'odd']['message'])
+
+
+def test_a_sound_of_another_format_than_its_name_says_is_misnamed(tmp_path):
+    for n in range(2): put(tmp_path/f'{n}.wav', wave(2, n))
+    (tmp_path/'1.wav').rename(tmp_path/'1.m4a')
+    assert kinds(tmp_path) == [('misnamed', '1.m4a')] and examine(tmp_path/'1.m4a').seconds == 2
 
 
 # --- the same sound
