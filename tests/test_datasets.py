@@ -365,7 +365,7 @@ def test_clotho_names_that_begin_with_a_blank(tmp_path):
     manifest = read_dataset('clotho', folder)
     paths = ['development/ Rain.wav', 'development/Rain.wav', 'development/Dog.wav', 'development/ Gone']
     assert manifest.table.path.tolist() == paths and manifest.table.missing.tolist() == [False]*3 + [True]
-    assert manifest.table.id.tolist() == ['development/ Rain', 'development/Rain', 'development/ Dog ', 'development/ Gone']
+    assert manifest.table.id.tolist() == [f'development/{name}' for name in (' Rain', 'Rain', ' Dog ', ' Gone')]
     assert sum('without the blanks' in note for note in manifest.notes) == 1
     listed = write_skip_list(tmp_path/'skip.csv', {'development/ Rain': 'x', 'development/Gone': 'y'})
     assert manifest.skip(listed).require(4).table.path.tolist() == paths[1:3]

@@ -355,14 +355,13 @@ def parse_flag(text: str, where: str) -> bool: # for the message
     raise DataError(f'{where}: expected true or false, found {text!r}')
 
 # %% ../../nbs/30_lists.ipynb #e7fcfbc3
-_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-_QUOTED_LIST = re.compile(rf'\[\s*(?:(?:{_QUOTED})(?:\s*,)?\s*)*\]', re.DOTALL)
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 
-def _quoted_items(text: str) -> list[str] | None:
-    "The words in quotation marks of a list as Python or numpy print it."
-    if not _QUOTED_LIST.fullmatch(text): return None
-    try: return [ast.literal_eval(word) for word in re.findall(_QUOTED, text, re.DOTALL)]
-    except (SyntaxError, ValueError): return None
+def _printed_list(text: str):
+    "What a list that Python or numpy has printed holds; of other texts `None`."
+    words = re.fullmatch(rf'\[\s*{_QUOTED}(?:\s+{_QUOTED})+\s*\]', text, re.DOTALL)
+    try: return [ast.literal_eval(w) for w in re.findall(_QUOTED, text)] if words else ast.literal_eval(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError): return None
 
 # %% ../../nbs/30_lists.ipynb #7b7f8211
 def parse_list(text: str) -> list | None:
@@ -370,8 +369,8 @@ def parse_list(text: str) -> list | None:
     text = text.strip()
     if text[:1] != '[' or text[-1:] != ']': return None
     try: found = json.loads(text)
-    except (ValueError, RecursionError): return _quoted_items(text)
-    return None if any(isinstance(item, (list, dict)) for item in found) else found
+    except (ValueError, RecursionError): found = _printed_list(text)
+    return found if isinstance(found, list) and not any(isinstance(v, (list, dict)) for v in found) else None
 
 # %% ../../nbs/30_lists.ipynb #0197cdec
 COLUMN_NAMES = dict(audio='path file_name filename file audio audio_path filepath fname'.split(),

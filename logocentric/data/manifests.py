@@ -33,7 +33,9 @@ MANIFEST_COLUMNS = dict(
 
 # %% ../../nbs/31_manifests.ipynb #890c4c50
 LIST_COLUMNS = ('labels', 'texts', 'observed')
-COLUMN_TYPES = dict(id=str, path=str, split=str, text=str, start=float, duration=float, missing=bool)
+_STRINGS = pd.StringDtype('python', na_value=np.nan) # with `pyarrow` strings would have to be UTF-8; file names need not
+COLUMN_TYPES = dict(id=_STRINGS, path=_STRINGS, split=_STRINGS, text=_STRINGS, reason=_STRINGS, start=float,
+                    duration=float, missing=bool)
 BLANK = dict(path='', start=0., duration=np.nan, split='', labels=(), texts=(), missing=False) # where nothing is said
 
 # %% ../../nbs/31_manifests.ipynb #998556a8
@@ -61,8 +63,9 @@ def manifest_table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame: # with some
     values['text'] = [texts[0] if len(texts) else '' for texts in values['texts']]
     values['id'] = [nfc(i) for i in _said(rows, 'id')]
     for column in set(LIST_COLUMNS) & set(values):
-        values[column] = pd.Series([v if type(v) is list else list(v) for v in values[column]], dtype=object)
-    return pd.DataFrame(values).astype(COLUMN_TYPES)[[*MANIFEST_COLUMNS, *_optional(rows)]]
+        values[column] = [v if type(v) is list else list(v) for v in values[column]]
+    order = [*MANIFEST_COLUMNS, *_optional(rows)]
+    return pd.DataFrame({c: pd.Series(values[c], dtype=COLUMN_TYPES.get(c, object)) for c in order})
 
 # %% ../../nbs/31_manifests.ipynb #abf6d49d
 def _rounded(x: float) -> float | None: return None if x is None or x != x else round(float(x), 4)
@@ -73,7 +76,8 @@ _json_line = json.JSONEncoder(ensure_ascii=False).encode
 # %% ../../nbs/31_manifests.ipynb #3a87025c
 def _hash_lines(table: pd.DataFrame) -> list[str]:
     "What the hash sees of the rows."
-    columns = ['id', 'start', 'duration', 'split', 'texts', 'missing', *(c for c in ('labels', 'observed') if c in table)]
+    lists = [c for c in ('labels', 'observed') if c in table]
+    columns = ['id', 'start', 'duration', 'split', 'texts', 'missing', *lists]
     return [_json_line([i, _rounded(start), _rounded(duration), split, texts, bool(missing), *map(sorted, labels)])
             for i, start, duration, split, texts, missing, *labels in zip(*(table[c] for c in columns))]
 
@@ -320,7 +324,7 @@ def _read_saved_csv(path: Path) -> tuple[dict, pd.DataFrame]:
         first = f.readline()
         if not first.startswith(MANIFEST_HEADER): _refuse_unsaved(path)
         header = parse_json(first[len(MANIFEST_HEADER):], f'the first line of {path.name}')
-        return header, pd.read_csv(f, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
+        return header, pd.read_csv(f, dtype=object, keep_default_na=False, encoding_errors='surrogateescape')
 
 # %% ../../nbs/31_manifests.ipynb #4616838f
 def _read_saved(path: Path) -> tuple[dict, pd.DataFrame]:
@@ -382,7 +386,8 @@ def at(self: Manifest, root: str | Path) -> Manifest: # where the sounds are now
     index = audio_index(root)
     found = [index.paths.get(audio_stem(p), p) for p in self.table['path']]
     missing = [audio_stem(p) not in index.paths and not (root/p).is_file() for p in found]
-    return replace(self, root=root, table=self.table.assign(path=found, missing=missing))
+    paths = pd.Series(found, index=self.table.index, dtype=_STRINGS)
+    return replace(self, root=root, table=self.table.assign(path=paths, missing=missing))
 
 # %% ../../nbs/31_manifests.ipynb #274b7937
 class ListedClips(NamedTuple):
@@ -416,7 +421,7 @@ def _locate_all(rows: list[dict], index: AudioIndex, root: Path) -> tuple[list[s
     "Paths of the sounds that are there; how many were nearly named so, and how many are in no list."
     paths, spare = [_locate(row, index, root) for row in rows], {}
     unlisted = set(index.paths).difference(map(audio_stem, filter(None, paths)))
-    for stem in sorted(unlisted): spare.setdefault(audio_stem(plain_name(index.paths[stem])), []).append(index.paths[stem])
+    for stem in sorted(unlisted): spare.setdefault(plain_name(stem), []).append(index.paths[stem])
     nearly = {i: path for i, row in enumerate(rows) if spare and paths[i] is None and (path := _nearly(row, spare))}
     paths = [nearly.get(i, path) for i, path in enumerate(paths)] if nearly else paths
     return paths, len(nearly), len(unlisted - set(map(audio_stem, nearly.values())))
@@ -466,7 +471,7 @@ def build_manifest(found: ListedClips,
     rows, repeated = _unique(_some_rows(found, name, root), name)
     check_labels(rows, found.vocabulary, name)
     paths, nearly, unlisted = _locate_all(rows, audio_index(root), root)
-    paths_said = [path or _expected(row) for path, row in zip(paths, rows)]
-    table = manifest_table(rows).assign(path=paths_said, missing=[path is None for path in paths])
+    places = pd.Series([path or _expected(row) for path, row in zip(paths, rows)], dtype=_STRINGS)
+    table = manifest_table(rows).assign(path=places, missing=[path is None for path in paths])
     notes = _with_counts(found.notes, repeated, nearly, unlisted)
     return Manifest(table, name, root, source, found.vocabulary, dict(found.expected), notes=notes)

@@ -162,7 +162,8 @@ def list_magnatagatune(folder: Path,           # that holds `annotations_final.c
     tags = [_tags_of(r, f"annotations_final.csv, {r['clip_id']}") for r in found]
     words = _common_tags(found, tags, top)
     rows = [dict(id=r['clip_id'], files=[place + audio_stem(r['mp3_path']) for place in ('', 'mp3/', 'audio/')],
-                 split=_magnatagatune_split(r['mp3_path']), labels=[t for t in words if t in had]) for r, had in zip(found, tags)]
+                 split=_magnatagatune_split(r['mp3_path']), labels=[t for t in words if t in had])
+            for r, had in zip(found, tags)]
     return ListedClips(rows, words, dict(all=25863))
 
 # %% ../../nbs/35_tag_sets.ipynb #f6a8fd46
