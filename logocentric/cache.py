@@ -202,9 +202,8 @@ def worker_processes(n: int, # how many
     pool = ProcessPoolExecutor(n, multiprocessing.get_context('spawn'), _begin_worker, (begin, args))
     try: yield pool
     except BaseException as e:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
-            if child not in before: child.terminate()
+            if child not in before: child.kill()
         if isinstance(e, BrokenProcessPool): raise LogocentricError(_LOST) from e
         raise
     finally: pool.shutdown()
