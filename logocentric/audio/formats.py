@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'ENDLESS', 'CHUNKS', 'PADDING', 'TAGS', 'GAP', 'MAX_PARTS', 'MARKS', 'FFMPEG_FORMATS', 'FFMPEG_ONLY',
-           'FFMPEG_HOURS', 'FFMPEG_PATIENCE', 'AudioError', 'frame_bytes', 'id3_bytes', 'sound_format', 'Part',
+           'FFMPEG_HOURS', 'FFMPEG_PATIENCE', 'AudioError', 'frame_bytes', 'id3_bytes', 'sound_format', 'SoundPart',
            'PartFile', 'find_parts', 'bytes_left', 'has_ffmpeg', 'needs_ffmpeg', 'FFmpegStream']
 
 # %% ../../nbs/10_formats.ipynb #ddcb19c0
@@ -91,7 +91,7 @@ def sound_format(path: str | Path # any file
 
 # %% ../../nbs/10_formats.ipynb #acc5337a
 @dataclass(frozen=True)
-class Part:
+class SoundPart:
     "A stretch of a file that holds one recording."
     format: str              # as `sound_format` calls it
     start: int               # byte
@@ -110,7 +110,7 @@ ENDLESS = 2**40 # bytes
 # %% ../../nbs/10_formats.ipynb #d5b58a5c
 class PartFile(io.RawIOBase):
     "A part of a file as a file of its own, with its header put right."
-    def __init__(self, path: str | Path, part: Part):
+    def __init__(self, path: str | Path, part: SoundPart):
         self.file, self.part, self.at, self.error = open(path, 'rb'), part, 0, None
         self.size = ENDLESS if part.uncounted else part.stop - part.start
 
@@ -149,7 +149,7 @@ CHUNKS = dict(WAV=(12, '<4sI', b'data'), RF64=(12, '<4sI', b'data'), AIFF=(12, '
               CAF=(8, '>4sQ', b'data')) # bytes in front of the chunks, what a chunk begins with, the one of the sound
 
 # %% ../../nbs/10_formats.ipynb #9fa9870d
-def _data_chunk(f: BinaryIO, part: Part) -> tuple[int, int, str]:
+def _data_chunk(f: BinaryIO, part: SoundPart) -> tuple[int, int, str]:
     "Where the sound of a part begins, how many bytes its header counts, and how it writes numbers; 0, 0 if nowhere."
     before, layout, name = CHUNKS[part.format]
     f.seek(part.start)
@@ -169,7 +169,7 @@ PADDING = 4096 # bytes behind the sound that may be anything
 TAGS = rb'TAG|ID3|APETAGEX|LYRICS' # of other programs, at the end of a file
 
 # %% ../../nbs/10_formats.ipynb #21705bd9
-def _is_chunk(f: BinaryIO, at: int, part: Part) -> bool:
+def _is_chunk(f: BinaryIO, at: int, part: SoundPart) -> bool:
     f.seek(at)
     head, layout = f.read(12), CHUNKS[part.format][1]
     if re.match(TAGS, head): return True
@@ -177,18 +177,18 @@ def _is_chunk(f: BinaryIO, at: int, part: Part) -> bool:
     return any(at + struct.unpack_from(order + layout[1:], head)[1] <= part.stop for order in '<>')
 
 # %% ../../nbs/10_formats.ipynb #011f18cb
-def _is_counted(f: BinaryIO, end: int, part: Part) -> bool:
+def _is_counted(f: BinaryIO, end: int, part: SoundPart) -> bool:
     "Whether the sound of a part ends where its header says."
     return end + PADDING >= part.stop or any(_is_chunk(f, at, part) for at in (end, end + 1))
 
 # %% ../../nbs/10_formats.ipynb #09b1c9ec
-def _recounted(part: Part, begin: int, counted: int, at: int, code: str, extra: int = 0) -> Part:
+def _recounted(part: SoundPart, begin: int, counted: int, at: int, code: str, extra: int = 0) -> SoundPart:
     "A part whose header counts all of its sound: a size at byte `at`, `extra` bytes larger than the sound."
     real = part.stop - begin
-    return Part(part.format, part.start, part.stop, struct.pack(code, real + extra), at - part.start, counted/real)
+    return SoundPart(part.format, part.start, part.stop, struct.pack(code, real + extra), at - part.start, counted/real)
 
 # %% ../../nbs/10_formats.ipynb #05e3fc44
-def _chunk_part(f: BinaryIO, part: Part) -> Part:
+def _chunk_part(f: BinaryIO, part: SoundPart) -> SoundPart:
     begin, size, code = _data_chunk(f, part)
     if not begin or part.format == 'RF64' and size != 2**32 - 1: return part
     at = begin - struct.calcsize(code)
@@ -201,7 +201,7 @@ def _chunk_part(f: BinaryIO, part: Part) -> Part:
     return part
 
 # %% ../../nbs/10_formats.ipynb #df2eb15c
-def _au_part(f: BinaryIO, part: Part) -> Part:
+def _au_part(f: BinaryIO, part: SoundPart) -> SoundPart:
     f.seek(part.start)
     head = f.read(12)
     order = '>' if head[:1] == b'.' else '<'
@@ -210,12 +210,12 @@ def _au_part(f: BinaryIO, part: Part) -> Part:
     return _recounted(part, part.start + begin, size, part.start + 8, f'{order}I')
 
 # %% ../../nbs/10_formats.ipynb #ca6d5970
-def _flac_part(f: BinaryIO, part: Part) -> Part:
+def _flac_part(f: BinaryIO, part: SoundPart) -> SoundPart:
     f.seek(part.start + 21)
     bits = f.read(5)
     if len(bits) < 5: return part
     frames = int.from_bytes(bits, 'big') & (2**36 - 1)
-    return Part('FLAC', part.start, part.stop, bytes([bits[0] & 0xF0, 0, 0, 0, 0]), 21, frames=frames)
+    return SoundPart('FLAC', part.start, part.stop, bytes([bits[0] & 0xF0, 0, 0, 0, 0]), 21, frames=frames)
 
 # %% ../../nbs/10_formats.ipynb #608bd17d
 def _find_all(f: BinaryIO, pattern: bytes, start: int, stop: int) -> Iterator[int]:
@@ -242,7 +242,7 @@ def _ogg_starts(f: BinaryIO, start: int, stop: int) -> list[int]:
     return found
 
 # %% ../../nbs/10_formats.ipynb #dc938fc1
-def _ogg_part(f: BinaryIO, part: Part) -> Part:
+def _ogg_part(f: BinaryIO, part: SoundPart) -> SoundPart:
     begin = max(part.start, part.stop - 2**16)
     f.seek(begin)
     tail = f.read(part.stop - begin)
@@ -301,7 +301,7 @@ GAP = 1000 # bytes between frames that a decoder searches
 MAX_PARTS = 1000 # of a file; what lies behind is left to the last one
 
 # %% ../../nbs/10_formats.ipynb #ffc25fb0
-def _uncounted_parts(f: BinaryIO, at: int, stop: int) -> list[Part]:
+def _uncounted_parts(f: BinaryIO, at: int, stop: int) -> list[SoundPart]:
     "The chains of frames from a byte on."
     parts, last = [], None
     while len(parts) < MAX_PARTS and (start := _next_frame(f, at, stop)) is not None:
@@ -310,20 +310,20 @@ def _uncounted_parts(f: BinaryIO, at: int, stop: int) -> list[Part]:
         if parts and kind == last and start - parts[-1].stop <= GAP:
             parts[-1] = replace(parts[-1], stop=at, chained=False)
         elif count > 2 or not parts: # two can be an accident
-            parts.append(Part('MP3', start, at, uncounted=True))
+            parts.append(SoundPart('MP3', start, at, uncounted=True))
             last = kind
     return parts
 
 # %% ../../nbs/10_formats.ipynb #b3b4218a
-def _mp3_parts(f: BinaryIO, start: int, stop: int, first: int) -> list[Part]: # where the first frame begins
+def _mp3_parts(f: BinaryIO, start: int, stop: int, first: int) -> list[SoundPart]: # where the first frame begins
     "An MP3 from one count to the next."
     sound = _without_tags(f, start, stop)
     if not (promised := _count_tag(f, first)):
-        return _uncounted_parts(f, first, sound) or [Part('MP3', start, sound, uncounted=True, chained=False)]
+        return _uncounted_parts(f, first, sound) or [SoundPart('MP3', start, sound, uncounted=True, chained=False)]
     count, end = _walk_frames(f, first, stop, promised + 1)
     rest = _uncounted_parts(f, end, sound) if count > promised and sound - end > PADDING else []
     whole = stop if count <= promised or sound - end <= PADDING else end
-    return [Part('MP3', start, rest[0].start if rest else whole, chained=count > promised), *rest]
+    return [SoundPart('MP3', start, rest[0].start if rest else whole, chained=count > promised), *rest]
 
 # %% ../../nbs/10_formats.ipynb #a255d319
 def _mp3_starts(f: BinaryIO, start: int, stop: int) -> list[int]:
@@ -367,14 +367,14 @@ def _starts(f: BinaryIO, name: str, start: int, stop: int) -> list[int]:
     return sorted({start, *found})[:MAX_PARTS]
 
 # %% ../../nbs/10_formats.ipynb #c64dbd19
-def _part_of(f: BinaryIO, part: Part) -> Part:
+def _part_of(f: BinaryIO, part: SoundPart) -> SoundPart:
     if part.format in CHUNKS: return _chunk_part(f, part)
     return {'FLAC': _flac_part, 'AU': _au_part, 'OGG': _ogg_part}.get(part.format, lambda f, part: part)(f, part)
 
 # %% ../../nbs/10_formats.ipynb #e4de215e
 def find_parts(path: str | Path, # a sound file
                name: str | None  # its format, as `sound_format` calls it
-              ) -> list[Part]:
+              ) -> list[SoundPart]:
     "The recordings that lie in a file, one behind the other; nothing is decoded."
     stop = os.path.getsize(path)
     with open(path, 'rb') as f:
@@ -383,10 +383,10 @@ def find_parts(path: str | Path, # a sound file
             starts = [0, *_mp3_starts(f, tag, stop)[:MAX_PARTS], stop]
             return [part for a, b in zip(starts, starts[1:]) for part in _mp3_parts(f, a, b, a or tag)]
         starts = [*_starts(f, name, tag, stop), stop]
-        return [_part_of(f, Part(name, a, b)) for a, b in zip(starts, starts[1:])]
+        return [_part_of(f, SoundPart(name, a, b)) for a, b in zip(starts, starts[1:])]
 
 # %% ../../nbs/10_formats.ipynb #959ceabd
-def bytes_left(path: str | Path, parts: list[Part]) -> int:
+def bytes_left(path: str | Path, parts: list[SoundPart]) -> int:
     "How many bytes of a file are in none of its parts, and in no tag in front or at the end."
     with open(path, 'rb') as f: stop = _without_tags(f, 0, os.path.getsize(path))
     gaps = sum(b.start - a.stop for a, b in zip(parts, parts[1:]))
@@ -424,7 +424,7 @@ def needs_ffmpeg(path: str | Path, name: str) -> AudioError:
 class FFmpegStream:
     "A sound that ffmpeg decodes, block by block."
     subtype, frames, complaints = 'by ffmpeg', 0, 0
-    def __init__(self, path: str | Path, part: Part):
+    def __init__(self, path: str | Path, part: SoundPart):
         self.path, self.part, self.format = str(path), part, part.format
         if not (program := shutil.which('ffmpeg')): raise needs_ffmpeg(path, part.format)
         self.log = tempfile.TemporaryFile()

@@ -58,8 +58,8 @@ class FileMeasures:
     rate: int = 0              # Hz
     channels: int = 0
     format: str = ''           # e.g. `WAV PCM_16`
-    peak: float = 0.           # half the distance from the lowest to the highest sample of the mono mix
-    rms: float = 0.            # of the mono mix
+    peak: float = 0.           # half the distance from lowest to highest sample of the mix
+    rms: float = 0.            # of the mix
     clipped: float = 0.        # share of the frames on a plateau at full scale
     hash: str = ''             # of the mono mix as 16-bit samples, and the rate
     decoder_warnings: int = 0  # complaints of the decoder about damage
