@@ -33,7 +33,7 @@ MANIFEST_COLUMNS = dict(
 
 # %% ../../nbs/31_manifests.ipynb #890c4c50
 LIST_COLUMNS = ('labels', 'texts', 'observed')
-_STRINGS = pd.StringDtype('python', na_value=np.nan) # with `pyarrow` strings would have to be UTF-8; file names need not
+_STRINGS = pd.StringDtype('python', na_value=np.nan) # those of `pyarrow` must be UTF-8, file names need not
 COLUMN_TYPES = dict(id=_STRINGS, path=_STRINGS, split=_STRINGS, text=_STRINGS, reason=_STRINGS, start=float,
                     duration=float, missing=bool)
 BLANK = dict(path='', start=0., duration=np.nan, split='', labels=(), texts=(), missing=False) # where nothing is said
@@ -65,7 +65,7 @@ def manifest_table(rows: list[dict] | pd.DataFrame) -> pd.DataFrame: # with some
     for column in set(LIST_COLUMNS) & set(values):
         values[column] = [v if type(v) is list else list(v) for v in values[column]]
     order = [*MANIFEST_COLUMNS, *_optional(rows)]
-    return pd.DataFrame({c: pd.Series(values[c], dtype=COLUMN_TYPES.get(c, object)) for c in order})
+    return pd.DataFrame({c: pd.Series(values.pop(c), dtype=COLUMN_TYPES.get(c, object)) for c in order})
 
 # %% ../../nbs/31_manifests.ipynb #abf6d49d
 def _rounded(x: float) -> float | None: return None if x is None or x != x else round(float(x), 4)
