@@ -331,3 +331,16 @@ def test_first_descriptions_come_first():
 def test_a_part_is_packed_as_the_whole(sets, tmp_path):
     packed = write_shards(tmp_path/'part', Part(sets['shards'], 1, 3), seed=None, processes=1)
     assert np.array_equal(packed.features[:], sets['clips'].features[1:3]) and packed.texts == sets['clips'].texts[1:3]
+
+
+@pytest.mark.parametrize('name', ['features.npy', 'clips.json', 'corpus.json', 'shards/00000.json'])
+@pytest.mark.parametrize('damage', ['short', 'empty', 'objects', 'huge'])
+def test_a_damaged_file_of_finished_clips_is_named(five, tmp_path, name, damage):
+    build_clips(tmp_path/'clips', listed(tmp_path, five), SECONDS, processes=1)
+    path = tmp_path/'clips'/name
+    raw = path.read_bytes()
+    header = lambda descr, shape: repr(dict(descr=descr, fortran_order=False, shape=shape)).encode().ljust(118) # of .npy
+    made = dict(short=raw[:len(raw)//2], empty=b'', objects=raw[:10] + header('|O', (5, 101, 80)) + raw[128:],
+                huge=raw[:10] + header('<f2', (2**58, 8, 8)) + raw[128:])
+    path.write_bytes(made[damage])
+    with pytest.raises(LogocentricError, match=name): Clips(tmp_path/'clips')

@@ -1,7 +1,7 @@
 """Shards: what goes in comes out, whoever writes and reads; killed runs, full disks, damaged files, networks;
 music rendered while training."""
-import errno, functools, http.server, json, pickle, shutil, sys, tarfile, threading
-from contextlib import contextmanager
+import errno, functools, http.server, io, json, os, pickle, shutil, sys, tarfile, threading, zlib
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 import fsspec, numpy as np, pytest, soundfile as sf, torch, webdataset as wds
 from torch.utils.data import DataLoader
@@ -345,11 +345,12 @@ def test_what_is_not_used_makes_room(distant, tmp_path):
 
 
 @contextmanager
-def served(folder):
+def served(folder=None, handler=None):
     "The address of a folder on the loopback."
-    if not shutil.which('curl'): pytest.skip('webdataset reads http by curl')
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    if not shutil.which('curl'): pytest.skip('http is read by curl')
+    handler = handler or functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
 
@@ -361,6 +362,34 @@ def with_index(folder, change):
     (folder/'index.json').write_text(json.dumps(index))
 
 
+def with_places(folder, change):
+    "Let the places of the clips of some shards be others."
+    places = np.load(folder/'clips.npy')
+    change(places)
+    np.save(folder/'clips.npy', places)
+
+
+def with_clip(folder, raw):
+    "Put other bytes where the clips of the first of some shards lie, with the checksum that they have."
+    (folder/'shard-000000.tar').write_bytes(raw)
+    with_index(folder, lambda index: index['shards'][0].update(bytes=len(raw)))
+    with_places(folder, lambda places: places.__setitem__(slice(3), [0, len(raw), zlib.crc32(raw)]))
+
+
+def member(name, content, size=None):
+    "A member of a tar file, which may claim another size."
+    info = tarfile.TarInfo(f'0.{name}')
+    info.size = len(content) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def npy(descr, shape, content=b''):
+    "What an array of this type and shape begins with."
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, dict(descr=descr, fortran_order=False, shape=shape))
+    return file.getvalue() + content
+
+
 def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob('*'))
 
 
@@ -370,7 +399,7 @@ def test_a_served_hash_writes_nothing_outside_the_cache(twenty, tmp_path, path):
     path = path.format(tmp_path) if isinstance(path, str) else path
     with_index(tmp_path/'twenty', lambda index: index.update(hash=path))
     before = files(tmp_path)
-    refused = pytest.raises(LogocentricError, match='hash in the index of http.* is not hexadecimal')
+    refused = pytest.raises(LogocentricError, match='http.*index.json is damaged: .*hash is not hexadecimal')
     with served(twenty.place) as address, refused:
         Shards(address, cache=tmp_path/'cache').clip(0)
     assert files(tmp_path) == before
@@ -382,10 +411,168 @@ def test_a_served_name_writes_nothing_outside_the_cache(twenty, tmp_path, name):
     name = name.format(tmp_path) if isinstance(name, str) else name
     with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(name=name))
     before = files(tmp_path)
-    refused = pytest.raises(LogocentricError, match='in the index of http.* is not the name of a file')
+    refused = pytest.raises(LogocentricError, match='http.*index.json is damaged: .* is not the name of a file')
     with served(twenty.place) as address, refused:
         Shards(address, cache=tmp_path/'cache').clip(0)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize('change, why', [
+    (dict(bytes=2**61), 'shard-000000.tar has 2305843009213693952 bytes'), (dict(bytes=-1), 'has -1 bytes'),
+    (dict(clips=2**61), 'shard-000000.tar has 2305843009213693952 clips'), (dict(clips='3'), 'has 3 clips'),
+    (dict(bytes=1e300), 'has 1e.300 bytes'), (dict(sha256=None), 'hash of shard-000000.tar is not hex'),
+    (dict(clips=2**27), 'more than 134,217,728 clips')])
+def test_numbers_of_an_index_that_cannot_be_true_are_refused(twenty, tmp_path, change, why):
+    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(change))
+    with pytest.raises(LogocentricError, match=f'twenty/index.json is damaged: .*{why}'): Shards(twenty.place)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '7', '{}', '{"shards": 3}', '['*100_000, '\ufeff\ufffd', '{"hash": NaN}',
+                                  '{"hash": "ab", "shards": [7], "shape": null, "frontend": {}}', '9'*5000])
+def test_an_index_that_is_none_is_named(twenty, tmp_path, text):
+    (tmp_path/'twenty'/'index.json').write_text(text, encoding='utf-8')
+    with pytest.raises(LogocentricError, match='twenty/index.json is damaged: '): Shards(twenty.place)
+
+
+@pytest.mark.parametrize('key, value', dict(shape=[2**61, 2**61], failed='none', frontend=dict(mels=80), hash='',
+                                            shards={}).items())
+def test_an_index_of_other_kinds_of_values_is_named(twenty, tmp_path, key, value):
+    with_index(tmp_path/'twenty', lambda index: index.update({key: value}))
+    with pytest.raises(LogocentricError, match='twenty/(index.json|clips.npy) is damaged: '): Shards(twenty.place)
+
+
+@pytest.mark.parametrize('i, start, stop', [(1, 0, 2**61), (4, 2**61, 2**62), (19, -2**63, 2**63 - 1), (0, 512, 512),
+                                            (7, 1024, 0), (2, -512, 512)])
+def test_a_clip_lies_within_its_shard(twenty, tmp_path, i, start, stop):
+    with_places(tmp_path/'twenty', lambda places: places.__setitem__((i, slice(2)), (start, stop)))
+    where = f'clips.npy is damaged: .*clip {i} cannot lie at bytes .* of shard-00000{i//3}.tar'
+    with pytest.raises(LogocentricError, match=where): Shards(twenty.place)
+
+
+def test_a_clip_of_a_huge_shard_has_a_bounded_length(twenty, tmp_path):
+    with_index(tmp_path/'twenty', lambda index: index['shards'][0].update(bytes=2**39))
+    with_places(tmp_path/'twenty', lambda places: places.__setitem__((0, 1), 2**38))
+    with pytest.raises(LogocentricError, match='clip 0 cannot lie at .* of shard-000000.tar'): Shards(twenty.place)
+    with_places(tmp_path/'twenty', lambda places: places.__setitem__((0, 1), 2**30))
+    with pytest.raises(LogocentricError, match='shard-000000.tar is damaged at clip 0'): Shards(twenty.place).clip(0)
+
+
+PLACES = dict(empty=b'', text=b'no array', huge=npy('<i8', (2**61, 3)), objects=npy('|O', (20, 3), b'x'*480),
+              floats=npy('<f8', (20, 3), bytes(480)), flat=npy('<i8', (60,), bytes(480)),
+              short=npy('<i8', (20, 3), bytes(479)), nothing=npy('|V0', (20, 3)))
+
+@pytest.mark.parametrize('kind', PLACES)
+def test_places_of_clips_are_the_array_that_the_index_asks_for(twenty, tmp_path, kind):
+    (tmp_path/'twenty'/'clips.npy').write_bytes(PLACES[kind])
+    with pytest.raises(LogocentricError, match='twenty/clips.npy (is damaged: |does not end)'): Shards(twenty.place)
+
+
+LOGMEL = npy('<f2', (6, 8), bytes(96))
+HOSTILE = dict(
+    negative=(member('json', b'', -512), 'claims -512'), longer=(member('json', b'{}', 2**33), 'claims 8,589,934,592'),
+    zeros=(bytes(1024), 'not a clip'), garbage=(bytes(range(256))*4, 'not a clip'),
+    nothing=(member('json', b'{"id": "a"}'), "'txt'"), half=(member('json', b'{"id": "a"}')[:520], 'are left'),
+    bare=(member('json', b'{}') + member('txt', b'') + member('logmel.npy', LOGMEL), 'no id'),
+    array=(member('json', b'[]') + member('txt', b'') + member('logmel.npy', LOGMEL), 'not a clip'),
+    deep=(member('json', b'['*100_000) + member('txt', b'') + member('logmel.npy', LOGMEL), 'not a clip'),
+    text=(member('json', b'{"id": "a"}') + member('txt', b'\xff') + member('logmel.npy', LOGMEL), 'not a clip'),
+    **{name: (member('json', b'{"id": "a"%s}' % more) + member('txt', b'') + member('logmel.npy', raw), why)
+       for name, more, raw, why in (
+        ('huge', b'', npy('<f2', (2**61, 8)), 'no array of float16'),
+        ('objects', b'', npy('|O', (6, 8)), 'array of object'),
+        ('flat', b'', npy('<f2', (48,), bytes(96)), 'no table'),
+        ('words', b'', npy('<U1', (6, 8), bytes(192)), 'no table'),
+        ('nan', b'', npy('<f2', (6, 8), b'\0\x7e'*48), 'finite'),
+        ('wide', b'', npy('<f2', (8, 6), bytes(96)), 'not .6, 8.'),
+        ('frames', b', "frames": 7', LOGMEL, 'more of it'),
+        ('active', b', "active": [true]', LOGMEL, 'more of it'),
+        ('pickle', b'', b'\x80\x04N.', 'not a clip'))})
+
+@pytest.mark.parametrize('kind', HOSTILE)
+def test_a_hostile_clip_is_named_with_its_shard(twenty, tmp_path, kind):
+    raw, why = HOSTILE[kind]
+    with_clip(tmp_path/'twenty', raw)
+    shards = Shards(twenty.place)
+    with pytest.raises(LogocentricError, match=f'shard-000000.tar is damaged at clip 0 .*{why}'): shards.clip(0)
+    same(shards.clip(4), made(5)[4])
+
+
+@pytest.mark.parametrize('name', ['json', 'txt'])
+def test_a_text_has_a_bounded_length(monkeypatch, name):
+    monkeypatch.setattr(logocentric.data.shards, 'MAX_TEXT_BYTES', 100)
+    texts = dict(json=b'{"id": "a"}', txt=b'a') | {name: b'"' + b' '*99 + b'"'}
+    raw = b''.join(member(k, v) for k, v in texts.items()) + member('logmel.npy', LOGMEL)
+    with pytest.raises(LogocentricError, match=f'its {name} has 101 bytes, and a clip may have 100'): clip_of_bytes(raw)
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+    "A server whose files never end, or stop in the middle, but for those that are in a folder."
+    def __init__(self, *args, folder, silent=False): self.folder, self.silent = folder, silent; super().__init__(*args)
+    def log_message(self, *args): pass
+
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        if (path := self.folder/self.path.strip('/')).exists(): return self.wfile.write(path.read_bytes())
+        with suppress(OSError):
+            self.wfile.write(bytes(100)); self.wfile.flush()
+            while not self.silent: self.wfile.write(bytes(1 << 16))
+            threading.Event().wait(30)
+
+
+@pytest.mark.parametrize('gone', ['index.json', 'clips.npy', 'shard-000001.json', 'shard-000001.tar'])
+def test_a_body_without_an_end_is_read_no_further_than_it_may_go(twenty, tmp_path, monkeypatch, gone):
+    monkeypatch.setattr(logocentric.data.shards._read_small, '__defaults__', (2**20,))
+    (tmp_path/'twenty'/gone).unlink()
+    ends = pytest.raises(LogocentricError, match=f'{gone} does not end after [0-9,]+ bytes')
+    with served(handler=functools.partial(Endless, folder=tmp_path/'twenty')) as address, ends:
+        shards = Shards(address, cache=tmp_path/'cache')
+        same(shards.clip(0), made(1)[0])
+        shards.clip(4) if gone.endswith('.tar') else list(shards.rows())
+    assert 'shard-000001.tar' not in ' '.join(files(tmp_path/'cache')).replace('locks/shard-000001.tar', '')
+
+
+def test_a_server_that_falls_silent_is_given_up(twenty, tmp_path, monkeypatch):
+    monkeypatch.setattr(logocentric.data.shards, 'STALLED', 1)
+    (tmp_path/'twenty'/'clips.npy').unlink()
+    handler = functools.partial(Endless, folder=tmp_path/'twenty', silent=True)
+    with served(handler=handler) as address, pytest.raises(LogocentricError, match='clips.npy cannot be read .curl'):
+        Shards(address, cache=tmp_path/'cache')
+
+
+def test_a_shard_that_has_no_room_is_not_fetched(twenty, tmp_path):
+    with_index(tmp_path/'twenty', lambda index: index['shards'][1].update(bytes=2**40))
+    with served(twenty.place) as address, pytest.raises(LogocentricError, match='no place for .*shard-000001.tar'):
+        Shards(address, cache=tmp_path/'cache').clip(3)
+
+
+def test_what_is_no_file_is_not_waited_for(twenty, tmp_path):
+    for name in ('shard-000001.tar', 'shard-000001.json'):
+        (tmp_path/'twenty'/name).unlink(); os.mkfifo(tmp_path/'twenty'/name)
+    with pytest.raises(LogocentricError, match='shard-000001.tar cannot be read .*not a file'): twenty.clip(4)
+    with pytest.raises(LogocentricError, match='shard-000001.json cannot be read .*not a file'): list(twenty.rows())
+    assert twenty.damaged() == ['shard-000001.tar']
+
+
+@pytest.mark.parametrize('name', ['clips.npy', 'index.json', 'shard-000002.tar'])
+def test_what_is_damaged_is_made_anew(twenty, tmp_path, name):
+    good, path = contents(tmp_path/'twenty'), tmp_path/'twenty'/name
+    path.write_bytes(path.read_bytes()[:40])
+    write_shards(tmp_path/'twenty', iter(made(20)), size=3)
+    assert contents(tmp_path/'twenty') == good
+
+
+def test_rows_that_are_damaged_are_made_anew_where_they_are_deleted(twenty, tmp_path):
+    good, path = contents(tmp_path/'twenty'), tmp_path/'twenty'/'shard-000002.json'
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(LogocentricError, match='shard-000002.json is damaged: .*; delete it and call'): twenty.table
+    path.unlink()
+    write_shards(tmp_path/'twenty', iter(made(20)), size=3)
+    assert contents(tmp_path/'twenty') == good
+
+
+def test_a_damaged_job_is_named(twenty, tmp_path):
+    (tmp_path/'twenty'/'job.json').write_text('{')
+    with pytest.raises(DataError, match='job.json.* is damaged'): write_shards(twenty.place, iter(made(20)), size=3)
 
 
 def test_an_index_on_disk_cannot_name_files_elsewhere(twenty, tmp_path):

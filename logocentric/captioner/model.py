@@ -17,7 +17,7 @@ from torch import nn
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import LengthPolicy
 from .bridges import Bridge, bridge_class, make_bridge
-from ..core import LogocentricError, best_device, config_hash, loading_model
+from ..core import LogocentricError, best_device, check_weights, config_hash, loading_model
 from ..memory import halve_on_oom
 from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from ..encoder.features import embed_frames, random_patches
@@ -419,6 +419,16 @@ def save_pretrained(self: Captioner, folder: str | Path, **kwargs):
     PreTrainedModel.save_pretrained(self, folder, **kwargs)
     if self.tokenizer is not None: self.tokenizer.save_pretrained(folder)
 
+# %% ../../nbs/51_captioner.ipynb #f17fb001
+@torch.inference_mode()
+def _tried(model): # what fails here would fail later
+    model.tokenizer('so')
+    if model.dtype == torch.float32 and hasattr(model, 'prefix'):
+        silence = torch.zeros(model.frontend.config.sample_rate//10, device=model.device)
+        model.caption(model.encode(model.frontend(silence)[None]), max_new_tokens=1)
+    return model
+
+
 # %% ../../nbs/51_captioner.ipynb #f5dbb8e4
 @patch(cls_method=True)
 def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
@@ -427,4 +437,5 @@ def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
     with loading_model('captioner', folder, 'give a folder that `save_pretrained` made'):
         model = super(Captioner, cls).from_pretrained(folder, trust_remote_code=False, **kwargs)
         model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return model.eval()
+        check_weights(model, folder)
+        return _tried(model.eval())

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..audio.decoding import AudioError, load_audio
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, config_hash, read_json, write_json
+from ..core import DamagedFile, LogocentricError, config_hash, read_json, write_json
 from ..cache import one_process_at_a_time, quiet
 from .clipset import ClipSet, clip_frames
 from .corpus import SHARD, build_shards
@@ -210,6 +210,16 @@ def build_clips(folder: str | Path,           # for the log-mels; unfinished wor
     _read_all(Path(folder), manifest.require(n), seconds, processes, config, desc)
     return Clips(folder)
 
+# %% ../../nbs/38_clips.ipynb #8ed5cd78
+def _map_features(path: Path, n: int) -> np.ndarray: # (n, frames, mels) float16
+    "The log-mels of `n` clips, mapped."
+    try:
+        found = np.load(path, mmap_mode='r')
+        if found.ndim != 3 or len(found) != n: raise ValueError(f'shape {found.shape} for {n:,} clips')
+    except Exception as e: # NumPy has one for every kind of damage
+        raise DamagedFile(f'{path} is damaged ({e}): delete its folder and build the clips again') from e
+    return found
+
 # %% ../../nbs/38_clips.ipynb #fae8c489
 class Clips(ClipSet):
     "Recordings as log-mels: the rows of their manifest, and how much of each log-mel is sound."
@@ -221,7 +231,7 @@ class Clips(ClipSet):
         about, rows = read_json(self.folder/'clips.json'), [r for _, rows in _shards(self.folder) for r in rows]
         self.manifest, self.vocabulary = about['manifest'], about['vocabulary']
         self.table = pd.DataFrame(rows).astype(dict(start=float, duration=float))
-        self.features = np.load(self.folder/'features.npy', mmap_mode='r')
+        self.features = _map_features(self.folder/'features.npy', len(rows))
 
 # %% ../../nbs/38_clips.ipynb #8744eb46
 @patch

@@ -25,7 +25,7 @@ from .clipset import clip_frames
 from .corpus import _on_one_thread, _start_worker
 from .lists import DataError, write_skip_list
 from .manifests import Manifest
-from .shards import (Shards, collect_shards, finished_shard, shard_path, to_json, without_nan,
+from .shards import (Shards, collect_shards, finished_shard, known_of, shard_path, to_json, without_nan,
                                      write_index, write_shard)
 
 # %% ../../nbs/39_packing.ipynb #7b213232
@@ -191,7 +191,9 @@ def _claim_folder(folder: Path, job: dict) -> None:
         if there := sorted(folder.glob('*.tar')):
             raise DataError(f'{folder.name} holds {there[0].name} of somebody else: choose another folder')
         write_json(folder/'job.json', job)
-    if changes := _changes(read_json(folder/'job.json'), job):
+    if (old := known_of(folder/'job.json')) is None:
+        raise DataError(f'{folder/"job.json"}, which says what the shards there are, is damaged: delete the folder')
+    if changes := _changes(old, job):
         raise DataError(f'{folder.name} holds shards of something else ({changes}): choose another folder or delete it')
     for path in folder.glob('.*.tmp'): path.unlink()
 
@@ -206,10 +208,12 @@ def _check_room(folder: Path, source: _Packing, left: int) -> None:
 # %% ../../nbs/39_packing.ipynb #e5d9b24c
 def _retry_failed(folder: Path, tolerate: int) -> None:
     "Let shards that lack clips be made again, unless so many may."
-    lacking = {p: len(read_json(p)['failed']) for p in folder.glob('shard-*.json')}
-    if sum(lacking.values()) <= tolerate: return
-    for path, failed in lacking.items():
-        if failed: path.unlink()
+    lacking = {p: known_of(p) for p in folder.glob('shard-*.json')}
+    for path in [p for p, about in lacking.items() if about is None]: path.unlink(); del lacking[path]
+    failed = {p: len(about['failed']) for p, about in lacking.items()}
+    if sum(failed.values()) <= tolerate: return
+    for path, n in failed.items():
+        if n: path.unlink()
 
 # %% ../../nbs/39_packing.ipynb #c453243a
 def _shown(failed): # the first twenty
@@ -227,13 +231,14 @@ def _refuse(folder: Path, failed: dict, n: int, tolerate: int) -> None:
                     f'or go on without them: tolerate={len(failed)}')
 
 # %% ../../nbs/39_packing.ipynb #34fb7a69
-def _is_there(path, size): return path.exists() and path.stat().st_size == size
+def _is_there(path, size): # a shard, and what is known of it
+    return path.exists() and path.stat().st_size == size and path.with_suffix('.json').exists()
 
 # %% ../../nbs/39_packing.ipynb #21087975
 def _is_whole(folder: Path, tolerate: int) -> bool:
     "Whether all shards are there, and few enough clips are lacking."
-    if not (folder/'index.json').exists(): return False
-    index = read_json(folder/'index.json')
+    try: index = Shards(folder).index
+    except LogocentricError: return False
     return index['failed'] <= tolerate and all(_is_there(folder/s['name'], s['bytes']) for s in index['shards'])
 
 # %% ../../nbs/39_packing.ipynb #3f21c4df

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../../nbs/44_audio_encoder.ipynb #ce22e370
-from ..core import LogocentricError, config_hash, loading_model, read_json, shipped_path, write_json
+from ..core import (LogocentricError, check_weights, config_hash, loading_model, read_json, shipped_path,
+                              write_json)
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import LengthPolicy, as_audio, load_audio, stream_audio
 from .features import clip_features, extract, layer_embeddings, max_columns, piece_edges
@@ -75,7 +76,10 @@ def load_encoder(
     with loading_model('encoder', folder, 'make one with save_encoder'):
         cls = encoder_class(MAEConfig.from_pretrained(folder))
         encoder = cls.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-        return AudioEncoder(encoder, frontend)
+        check_weights(encoder, folder)
+        loaded = AudioEncoder(encoder, frontend)
+        loaded.embed(np.zeros(frontend.sample_rate//10, np.float32)) # what fails here would fail later
+        return loaded
 
 # %% ../../nbs/44_audio_encoder.ipynb #ab727b20
 @patch(as_prop=True)

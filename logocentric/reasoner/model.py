@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
-from ..core import LogocentricError, loading_model
+from ..core import LogocentricError, check_weights, loading_model
 from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens, open_end
 from .scoring import LabelScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -143,6 +143,14 @@ def log_mean_probability(values: np.ndarray, # scores, (…, labels)
     "Pooled scores: the log of the mean of the labels' probabilities."
     return logsumexp(log_softmax(values, -1), axis) - np.log(values.shape[axis])
 
+# %% ../../nbs/64_reasoner.ipynb #f17fc001
+@torch.inference_mode()
+def _try_out(model, tokenizer): # what fails here would fail later
+    tokenizer('so')
+    if model.dtype == torch.float32: model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    return model, tokenizer
+
+
 # %% ../../nbs/64_reasoner.ipynb #8ec7cc9e
 def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM`, `AutoModel`
                     what: str,        # kind of model, for an error
@@ -153,7 +161,8 @@ def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM
     kwargs.setdefault('dtype', torch.float32)
     with loading_model(what, name, 'neither a folder with a model and its tokenizer, nor to be had from the Hub'):
         model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        check_weights(model, name)
+        return _try_out(model, AutoTokenizer.from_pretrained(name, trust_remote_code=False))
 
 # %% ../../nbs/64_reasoner.ipynb #l0aded01
 class Reasoner(LabelScorer):
