@@ -434,12 +434,12 @@ def doctor(folder: SoundFolder, dataset: DataSet = None, table: Table = None, sk
 
     Exit status: 0 if there are only notes, 1 if clips have problems that are not on the list given by --skip,
     2 if the arguments cannot be used."""
-    from logocentric.data.lists import read_skip_list, write_skip_list
+    from logocentric.data.lists import write_skip_list
     from logocentric.data.doctor import diagnose
     kinds = [k.strip() for k in also.split(',') if k.strip()]
     _check_lists(skip_list, kinds)
     found = diagnose(_manifest_for(folder, dataset, table, skip), processes)
-    left = found.problems[~found.problems['id'].isin(read_skip_list(skip) if skip else {})]
+    left = found.problems[~found.problems['id'].isin(found.manifest.skipped['id'])]
     if skip_list: write_skip_list(skip_list, found.skip_list(kinds))
     if _write(found.report(), json_file): _show_diagnosis(found, left, skip_list, kinds)
     if len(left): raise typer.Exit(1)

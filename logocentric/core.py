@@ -235,7 +235,7 @@ def _plain(x):
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as JSON, atomically."
     text = json.dumps(obj, indent=2, default=_plain, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as p: p.write_text(text + '\n', encoding='utf-8')
+    with atomic_write(path) as p: p.write_text(text + '\n', encoding='utf-8', errors='backslashreplace')
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #6d4f7a8c
