@@ -383,3 +383,16 @@ def test_a_real_damaged_frame_is_a_note():
     found = diagnose(shared('recordings', 'incompetech'), processes=0)
     assert not len(found.problems)
     assert found.findings[found.findings['kind'] == 'damaged']['id'].tolist() == ['Krampus Workshop.mp3']
+
+
+def test_what_vanishes_dangles_or_is_closed_costs_its_own_line(tmp_path, monkeypatch):
+    folder = tmp_path/'sounds'
+    folder.mkdir()
+    sf.write(folder/'good.wav', .1*np.sin(np.arange(8000)), 8000)
+    (folder/'dangling.wav').symlink_to(tmp_path/'nowhere.wav')
+    (folder/'locked').mkdir()
+    found = doctor.walk_sounds(folder)
+    monkeypatch.setattr(doctor, 'walk_sounds', lambda folder: found._replace(closed=['locked']))
+    findings = diagnose(folder, processes=0).findings.set_index('path')
+    assert findings.loc['dangling.wav', 'message'] == 'no such file'
+    assert findings.loc['locked', 'kind'] == 'unreadable' and 'good.wav' not in findings.index

@@ -26,7 +26,8 @@ from ..audio.decoding import BY_FFMPEG, COMPLAINED, Decoded, _mono, read_blocks
 from ..audio.formats import AudioError
 from .corpus import _start_worker
 from .datasets import identify, read_dataset, recognised_sets
-from .lists import AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_files, audio_stem, existing_folder
+from .lists import (AUDIO_SUFFIXES, SPLIT_NAMES, DataError, audio_files, audio_stem, existing_folder,
+                                    walk_sounds)
 from .manifests import Manifest, manifest_table
 
 # %% ../../nbs/37_doctor.ipynb #5720f605
@@ -149,9 +150,13 @@ FILES_PER_TASK = 8 # that a process gets at once
 def _examine_files(paths: list[str]) -> list[FileMeasures]: return [examine(p) for p in paths]
 
 # %% ../../nbs/37_doctor.ipynb #f232c66e
+def _size_and_time(path: str) -> tuple[int, int]: # bytes, ns; zeros for what is gone, or was never there
+    try: stat = os.stat(path)
+    except OSError: return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
 def _crashed(path: str) -> FileMeasures:
-    stat = os.stat(path)
-    return FileMeasures(path, stat.st_size, stat.st_mtime_ns, error='the decoder crashed on it')
+    return FileMeasures(path, *_size_and_time(path), error='the decoder crashed on it')
 
 # %% ../../nbs/37_doctor.ipynb #5df59457
 def _run_pool(work: Callable, tasks: deque, running: dict, processes: int, in_flight: int) -> Iterator:
@@ -185,7 +190,7 @@ def _run_in_processes(work: Callable,             # a function of a module, of a
 def _known_files(cache: Path, paths: list[str]) -> dict[str, FileMeasures]:
     "Files that have not changed since an earlier run measured them."
     kept = _read_measures(cache)
-    keys = {p: (p, stat.st_size, stat.st_mtime_ns) for p in paths for stat in [os.stat(p)]}
+    keys = {p: (p, *_size_and_time(p)) for p in paths}
     return {p: kept[key] for p, key in keys.items() if key in kept}
 
 # %% ../../nbs/37_doctor.ipynb #878fedbc
@@ -286,7 +291,8 @@ def _length_findings(row: dict, m: FileMeasures, length: float | None) -> Iterat
 
 # %% ../../nbs/37_doctor.ipynb #31fb358a
 SUFFIX_FORMATS = {'.wav': 'WAV WAVEX RF64', '.flac': 'FLAC', '.ogg': 'OGG', '.opus': 'OGG', '.mp3': 'MP3 MPEG',
-                  '.au': 'AU', '.aif': 'AIFF', '.aiff': 'AIFF', '.m4a': 'M4A', '.mp4': 'M4A', '.webm': 'WEBM'}
+                  '.au': 'AU', '.aif': 'AIFF', '.aiff': 'AIFF', '.m4a': 'M4A', '.mp4': 'M4A', '.webm': 'WEBM',
+                  '.oga': 'OGG', '.caf': 'CAF', '.w64': 'W64', '.rf64': 'RF64 WAV WAVEX'}
 
 # %% ../../nbs/37_doctor.ipynb #8d442f23
 def _suffix_findings(row: dict, m: FileMeasures) -> Iterator[dict]:
@@ -349,7 +355,8 @@ def _top_split(path: str) -> str:
 def folder_manifest(folder: str | Path) -> Manifest:
     "A manifest of the sound files below a folder, whatever they are."
     folder = existing_folder(folder)
-    if not (paths := audio_files(folder)):
+    found = walk_sounds(folder)
+    if not (paths := sorted([*found.files, *found.closed])): # a closed folder is named as what cannot be read
         raise DataError(f'{folder.name} holds no sound files: looked for {", ".join(AUDIO_SUFFIXES)}')
     rows = [dict(id=path, path=path, split=_top_split(path)) for path in paths]
     return Manifest(manifest_table(rows), folder.resolve().name, folder)

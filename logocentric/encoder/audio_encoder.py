@@ -77,9 +77,8 @@ def load_encoder(
         cls = encoder_class(MAEConfig.from_pretrained(folder))
         encoder = cls.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         check_weights(encoder, folder)
-        loaded = AudioEncoder(encoder, frontend)
-        loaded.embed(np.zeros(frontend.sample_rate//10, np.float32)) # what fails here would fail later
-        return loaded
+        extract(encoder, frontend, [np.zeros((10, frontend.n_mels), np.float32)]) # what fails here would fail later
+        return AudioEncoder(encoder, frontend)
 
 # %% ../../nbs/44_audio_encoder.ipynb #ab727b20
 @patch(as_prop=True)

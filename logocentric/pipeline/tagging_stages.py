@@ -123,7 +123,7 @@ def tag_manifest(setup: TaggingSetup) -> Manifest:
 
 # %% ../../nbs/77_tagging_stages.ipynb #edf2c2ce
 def _clips_folder(data: str, manifest: Manifest, names: tuple[str, ...], part: Manifest) -> Path:
-    code = code_hash('data.clipset', 'data.clips', 'audio.decoding', 'audio.frontend')
+    code = code_hash('data.clipset', 'data.clips', 'audio.formats', 'audio.decoding', 'audio.frontend')
     place = cache_path('clips', config_hash(dict(root=str(manifest.root), set=data, splits=list(names), code=code)))
     done = place/'clips.json'
     changed = done.exists() and read_json(done)['manifest']['hash'] != part.hash
