@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENTS', 'notebook_path', 'check_parameters', 'package_modules'
            'run_experiment', 'NotebookRun', 'notebook_runs']
 
 # %% ../../nbs/80_experiments.ipynb #9754eea8
-import os, signal, threading
+import logging, os, signal, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,6 +80,9 @@ def _explain_notebook(name, unfinished):
         raise LogocentricError(f'{name} failed with {e.ename}: {e.evalue}; what was executed is in {unfinished}') from e
     except DeadKernelError as e: raise LogocentricError(
         f'{name} was ended from outside, by Ctrl-C or for lack of memory: the same command runs it again') from e
+    except KeyboardInterrupt: # asyncio would report the task that it ends, with a traceback
+        logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+        raise
     finally: # which nbclient changes
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, interrupt)
 
