@@ -65,6 +65,14 @@ def _read_frontend(path):
     except (TypeError, ValueError, LogocentricError) as e:
         raise LogocentricError(f'{path} holds no settings of log-mels: {e}') from e
 
+# %% ../../nbs/44_audio_encoder.ipynb #f17fd001
+def _tried_encoder(loaded): # what fails here would fail later
+    encoder, frontend = loaded
+    found = extract(encoder, frontend, [LogMel(frontend)(torch.zeros(frontend.sample_rate//10))])
+    if not np.isfinite(found).all(): raise ValueError('its embeddings are no numbers')
+    return loaded
+
+
 # %% ../../nbs/44_audio_encoder.ipynb #094e791a
 def load_encoder(
     folder: str | Path | None = None # made by `save_encoder`, or an autoencoder's with a `frontend.json`
@@ -77,9 +85,7 @@ def load_encoder(
         cls = encoder_class(MAEConfig.from_pretrained(folder))
         encoder = cls.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         check_weights(encoder, folder)
-        loaded = AudioEncoder(encoder, frontend)
-        loaded.embed(np.zeros(frontend.sample_rate//10, np.float32)) # what fails here would fail later
-        return loaded
+        return _tried_encoder(AudioEncoder(encoder, frontend))
 
 # %% ../../nbs/44_audio_encoder.ipynb #ab727b20
 @patch(as_prop=True)
