@@ -199,8 +199,9 @@ def _part_notes(f: _Sequential | FFmpegStream, seconds: float) -> Iterator[str]:
     if not f.part.ended: yield 'its last page is not marked as the last: it may have been cut short'
     if (left := _bytes_behind(f)) > MANY_BYTES: yield f'{left:,} bytes behind {seconds:.1f} s could not be decoded'
     if f.complaints: yield f'{COMPLAINED} {f.complaints} times: moments may be missing'
-    if isinstance(f, FFmpegStream): yield BY_FFMPEG
-    if isinstance(f, FFmpegStream) and seconds > 3600*FFMPEG_HOURS - 1: yield f'only its first {FFMPEG_HOURS} h were read'
+    if not isinstance(f, FFmpegStream): return
+    yield BY_FFMPEG
+    if seconds > 3600*FFMPEG_HOURS - 1: yield f'only its first {FFMPEG_HOURS} h were read'
 
 # %% ../../nbs/11_decoding.ipynb #e9ba62d1
 MANY_BYTES = 2**16 # that a listener should know of, if they could not be decoded
