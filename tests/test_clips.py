@@ -339,7 +339,7 @@ def test_a_damaged_file_of_finished_clips_is_named(five, tmp_path, name, damage)
     build_clips(tmp_path/'clips', listed(tmp_path, five), SECONDS, processes=1)
     path = tmp_path/'clips'/name
     raw = path.read_bytes()
-    header = lambda descr, shape: repr(dict(descr=descr, fortran_order=False, shape=shape)).encode().ljust(118) # of .npy
+    header = lambda descr, shape: repr(dict(descr=descr, fortran_order=False, shape=shape)).encode().ljust(118)
     made = dict(short=raw[:len(raw)//2], empty=b'', objects=raw[:10] + header('|O', (5, 101, 80)) + raw[128:],
                 huge=raw[:10] + header('<f2', (2**58, 8, 8)) + raw[128:])
     path.write_bytes(made[damage])
