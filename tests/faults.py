@@ -2,7 +2,8 @@
 
 A case is a family and a number, which are the seed of all that is random in it. `python tests/faults.py audio 4711`
 does that case again, and shows its file, its damage and the whole error."""
-import contextlib, faulthandler, io, json, multiprocessing, os, re, resource, shutil, sys, tempfile, time, traceback, warnings, zlib
+import contextlib, faulthandler, io, json, multiprocessing, os, re, resource, shutil, sys, tempfile, time, traceback
+import warnings, zlib
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import cache
