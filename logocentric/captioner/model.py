@@ -425,7 +425,8 @@ def _tried(model): # what fails here would fail later
     model.tokenizer('so')
     if model.dtype == torch.float32 and hasattr(model, 'prefix'):
         silence = torch.zeros(model.frontend.config.sample_rate//10, device=model.device)
-        model.caption(model.encode(model.frontend(silence)[None]), max_new_tokens=1)
+        model.caption(features := model.encode(model.frontend(silence)[None]), max_new_tokens=1)
+        if not features.isfinite().all(): raise ValueError('its features are no numbers')
     return model
 
 

@@ -147,7 +147,9 @@ def log_mean_probability(values: np.ndarray, # scores, (…, labels)
 @torch.inference_mode()
 def _try_out(model, tokenizer): # what fails here would fail later
     tokenizer('so')
-    if model.dtype == torch.float32: model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    if model.dtype == torch.float32:
+        said = model(torch.zeros(1, 2, dtype=torch.long, device=model.device))[0]
+        if not said.isfinite().all(): raise ValueError('what it says is no numbers')
     return model, tokenizer
 
 
