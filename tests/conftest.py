@@ -1,15 +1,14 @@
 "Every test runs quietly, on one thread, without a display and without a network. What several files need is made once."
-import os, shutil
+import os
 os.environ.update(LOGOCENTRIC_QUIET='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
                   OMP_NUM_THREADS='1') # two workers on two cores; and small models are slower on two threads
 from pathlib import Path
 import pytest, torch
-from filelock import FileLock
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
-LONGEST = [f'test_{n}' for n in 'experiments distributed studies tagging_stages sources reasoners full_size'.split()]
+LONGEST = [f'test_{n}' for n in 'experiments interruptions distributed studies tagging_stages sources reasoners full_size'.split()]
 
 
 def pytest_collection_modifyitems(items):
@@ -39,9 +38,7 @@ def session_folder(tmp_path_factory):
 @pytest.fixture(scope='session')
 def smoke_folder(session_folder):
     folder = session_folder/'smoke'
-    with FileLock(session_folder/'smoke.lock'):
-        (folder/'data').mkdir(parents=True, exist_ok=True)
-        if not (folder/'data'/'published.json').exists(): shutil.copy(ROOT/'data'/'published.json', folder/'data')
+    folder.mkdir(exist_ok=True)
     return folder
 
 

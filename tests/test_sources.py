@@ -1,5 +1,5 @@
 "Recordings, captions and models from disk, laid out as published, in the place of rendered clips."
-import os, shutil, subprocess, sys
+import os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, soundfile as sf, torch
@@ -346,8 +346,6 @@ def test_reproduce_on_recordings_under_a_launch(disk, tmp_path):
     "Two processes over gloo, each of which asks for every folder of clips: read once, learned together, reported once."
     (disk/'both.toml').write_text("[gtzan]\nfolder = 'gtzan'\nskip = 'gtzan/skip.csv'\n"
                                   "[captions]\ndataset = 'table'\nfolder = 'own/captions.csv'\n")
-    (tmp_path/'data').mkdir()
-    shutil.copy(ROOT/'data'/'published.json', tmp_path/'data')
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     program = [str(Path(sys.executable).with_name('logocentric')), 'reproduce', '--scale', 'smoke']
     command = [*launch, *program, '--sources', str(disk/'both.toml'), '--parts', '2', '--recompute']
