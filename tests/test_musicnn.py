@@ -161,7 +161,12 @@ def test_silence_has_no_tags_and_takes_none_away(toy, music):
     scene = np.concatenate([music[:40_000], np.zeros(4*47_872 - 40_000, np.float32)])
     found, alone = tag_sound(scene, dict(toy=toy)), tag_sound(scene[:47_872], dict(toy=toy))
     np.testing.assert_allclose(found.shares, alone.shares, atol=1e-5)
-    assert found.notes == ['3 of 4 windows are silent and do not count']
+    assert found.notes == ['silent windows, which do not count: 3 of 4']
+
+@pytest.mark.parametrize('decibels, silent', [(-90, True), (-75, False)])
+def test_a_tone_above_80_dB_below_full_scale_counts(toy, decibels, silent):
+    tone = 10**(decibels/20)*np.sin(2*np.pi*220*np.arange(48_000)/16_000)
+    assert (tag_sound(tone[500:], dict(toy=toy)).shares.max() == 0) == silent
 
 def test_the_likeliest_tags_are_named_once(models, music):
     found = tag_sound(music[:47_872], models)

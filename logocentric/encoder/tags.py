@@ -33,7 +33,7 @@ class SoundTags:
     caveat: str = TAG_CAVEAT
 
 # %% ../../nbs/436_tags.ipynb #d7967c14
-QUIET = .01 # a log-mel, as musicnn reads it, that stays below holds nothing above −80 dB
+QUIET = .01 # a log-mel, as musicnn reads it, that stays below is silent: no tone above −80 dB, no hiss above −70
 
 # %% ../../nbs/436_tags.ipynb #2c29569c
 def _shares(found: MusicnnFeatures): # (windows, labels), (labels,)
@@ -45,7 +45,7 @@ def _shares(found: MusicnnFeatures): # (windows, labels), (labels,)
 def _silent_note(peak): # what to say of silent windows, if there are any
     silent = int((peak < QUIET).sum())
     if silent == len(peak): return ['it is silent: no tag is given']
-    return [f'{silent} of {len(peak)} windows are silent and do not count'] if silent else []
+    return [f'silent windows, which do not count: {silent} of {len(peak)}'] if silent else []
 
 # %% ../../nbs/436_tags.ipynb #fee180cd
 def load_taggers() -> dict[str, Musicnn]:
