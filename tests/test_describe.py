@@ -152,6 +152,7 @@ def test_loading_shows_no_bar_and_leaves_bars_as_they_were(model, tmp_path, capf
     model.save_pretrained(tmp_path/'m')
     was = logging.is_progress_bar_enabled()
     logging.enable_progress_bar()
+    capfd.readouterr()  # what saving has shown
     try:
         describe(tone(1.), tmp_path/'m', max_new_tokens=2)
         assert logging.is_progress_bar_enabled() and '%' not in capfd.readouterr().err

@@ -6,7 +6,7 @@
 __all__ = ['write_shards']
 
 # %% ../../nbs/39_packing.ipynb #24e67a9e
-import errno, json, multiprocessing, os, shutil
+import json, multiprocessing, os, shutil
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from filelock import FileLock
 
 # %% ../../nbs/39_packing.ipynb #c60298f5
 from ..audio.frontend import FrontendConfig, LogMel
-from ..core import LogocentricError, config_hash, read_json, write_json
+from ..core import LogocentricError, config_hash, explain_disk, read_json, write_json
 from ..cache import progress, quiet
 from .clips import read_clip
 from .clipset import clip_frames
@@ -241,9 +241,6 @@ def _is_whole(folder: Path, tolerate: int) -> bool:
     except LogocentricError: return False
     return index['failed'] <= tolerate and all(_is_there(folder/s['name'], s['bytes']) for s in index['shards'])
 
-# %% ../../nbs/39_packing.ipynb #3f21c4df
-def _count(folder: Path) -> int: return len(list(folder.glob('shard-*.json')))
-
 # %% ../../nbs/39_packing.ipynb #c326b867
 def _is_drawn(source): return isinstance(source, Iterable) and not hasattr(source, 'about')
 
@@ -303,8 +300,4 @@ def _pack(folder: Path, source, packed: _Packing, job: dict, processes: int | No
     "From an unfinished folder to a finished one."
     (folder/'index.json').unlink(missing_ok=True)
     _retry_failed(folder, tolerate)
-    try: _write_all(folder, source, packed, job, processes, tolerate, desc)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-        raise LogocentricError(f'the disk of {folder.name} is full: {_count(folder):,} shards are whole and stay; make '
-                               'room and call again, which goes on from there') from e
+    with explain_disk(folder): _write_all(folder, source, packed, job, processes, tolerate, desc)
