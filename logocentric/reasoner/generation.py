@@ -7,6 +7,7 @@ __all__ = ['answer_part', 'named_label']
 
 # %% ../../nbs/635_generation.ipynb #b1e42181
 import re
+from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 from ..memory import halve_on_oom
@@ -15,21 +16,28 @@ from transformers import GenerationConfig
 
 # %% ../../nbs/635_generation.ipynb #b3788eb6
 @patch
-def _greedy(self: LabelScorer, n):
-    "Settings of a greedy continuation of at most `n` tokens, free of those that a model was published with."
-    ends = {self.tokenizer.eos_token_id, *_listed(self.model.generation_config.eos_token_id)} - {None}
-    return GenerationConfig(max_new_tokens=n, do_sample=False, num_beams=1, eos_token_id=sorted(ends) or None,
-                            pad_token_id=self._pad_token(), use_cache=True)
-
-def _listed(ids): return ids if isinstance(ids, list) else [ids]
+def _ends(self: LabelScorer):
+    "Tokens that end a text: the tokenizer's, and those that the model was published with."
+    published = self.model.generation_config.eos_token_id
+    return {self.tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])} - {None}
 
 # %% ../../nbs/635_generation.ipynb #f131a1fe
+@contextmanager
+def _greedy(model, **settings):
+    "While a model writes, its published settings are laid aside."
+    before = model.generation_config
+    model.generation_config = GenerationConfig(do_sample=False, num_beams=1, use_cache=True, **settings)
+    try: yield
+    finally: model.generation_config = before
+
+# %% ../../nbs/635_generation.ipynb #83c6d3e5
 @patch
 @torch.no_grad()
 def _write_batch(self: LabelScorer, rows, n):
     batch = {k: v.to(self.model.device) for k, v in left_pad(list(map(list, rows)), self._pad_token()).items()}
     del batch['position_ids'] # `generate` counts them itself, from the mask
-    tokens = self.model.generate(**batch, generation_config=self._greedy(n), tokenizer=None)
+    settings = dict(max_new_tokens=n, eos_token_id=sorted(self._ends()) or None, pad_token_id=self._pad_token())
+    with _greedy(self.model, **settings): tokens = self.model.generate(**batch)
     return self.tokenizer.batch_decode(tokens[:, batch['input_ids'].shape[1]:], skip_special_tokens=True)
 
 # %% ../../nbs/635_generation.ipynb #ca7e23db

@@ -6,7 +6,8 @@
 __all__ = ['load_pretrained']
 
 # %% ../../nbs/637_pretrained.ipynb #32fbf640
-from contextlib import contextmanager
+import io
+from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
 import torch
@@ -14,7 +15,6 @@ from ..cache import cached_folder
 from ..core import LogocentricError, home, load_asset
 from ..fetch import model_card, need_fetched
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 # %% ../../nbs/637_pretrained.ipynb #31be531e
 def _gguf_file(name):
@@ -26,19 +26,10 @@ def _gguf_file(name):
     if len(found) > 1: raise LogocentricError(f'{path} holds {len(found)} GGUF files: name one of them, such as {found[0]}')
     return found[0] if found else None
 
-# %% ../../nbs/637_pretrained.ipynb #f064ec44
-@contextmanager
-def _without_bars():
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try: yield
-    finally:
-        if shown: transformers_logging.enable_progress_bar()
-
 # %% ../../nbs/637_pretrained.ipynb #9b2180a8
 @lru_cache(maxsize=2)
 def _read_gguf(auto, file, changed, **kwargs): # changed: when, so that another file under this name is read anew
-    with _without_bars():
+    with redirect_stderr(io.StringIO()): # bars
         model = auto.from_pretrained(file.parent, gguf_file=file.name, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     del model.config.quantization_config
@@ -47,7 +38,9 @@ def _read_gguf(auto, file, changed, **kwargs): # changed: when, so that another 
 
 # %% ../../nbs/637_pretrained.ipynb #dff452dd
 def _read(auto, name, **kwargs):
-    if file := _gguf_file(name): return _read_gguf(auto, file.resolve(), file.stat().st_mtime_ns, **kwargs)
+    if file := _gguf_file(name):
+        try: return _read_gguf(auto, file.resolve(), file.stat().st_mtime_ns, **kwargs)
+        except Exception as error: raise ValueError(f'{type(error).__name__} in {file}: {error}') from error # or half a file
     untrusted = dict(trust_remote_code=False)
     return auto.from_pretrained(name, **untrusted, **kwargs), AutoTokenizer.from_pretrained(name, **untrusted)
 
@@ -57,7 +50,8 @@ def _plain_folder(name):
     folder = need_fetched(name)
     if not (file := _gguf_file(folder)): return folder
     def make(to):
-        for part in _read_gguf.__wrapped__(AutoModelForCausalLM, file, 0, dtype=torch.float32): part.save_pretrained(to)
+        with redirect_stderr(io.StringIO()): # bars
+            for part in _read_gguf.__wrapped__(AutoModelForCausalLM, file, 0, dtype=torch.float32): part.save_pretrained(to)
         (to/'README.md').write_text(model_card(name) + '\nDe-quantised.\n', encoding='utf-8')
     return cached_folder('dequantised', load_asset('models.toml')[name], make)
 

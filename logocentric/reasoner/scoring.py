@@ -30,7 +30,7 @@ class LabelScorer:
             'or torch.float32')
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self._tried = {} # prompt length → whether labels can be packed, see `_packable`
-        self._shared = [], None # tokens that many prompts begin with, and their cache, see `_share`
+        self._shared, self._shared_cache = [], None # tokens that prompts begin with, see `_share`, and their cache
 
 # %% ../../nbs/63_scoring.ipynb #sc000045
 @patch
@@ -57,10 +57,14 @@ def _behind(batch, n):
                         position_ids=batch['position_ids'] + n)
 
 # %% ../../nbs/63_scoring.ipynb #7d3c8fc9
-def _repeated(cache, n):
-    "A copy of the cache of one row, for `n` rows."
-    if cache is None: return None
-    cache = copy.deepcopy(cache)
+@patch
+def _read_shared(self: LabelScorer, tokens, n):
+    "The cache behind shared tokens, for `n` rows; they are read the first time only."
+    if not tokens: return None
+    if self._shared_cache is None:
+        ids = torch.tensor([tokens], device=self.model.device)
+        self._shared_cache = self.model(input_ids=ids, use_cache=True, **self._keep(1)).past_key_values
+    cache = copy.deepcopy(self._shared_cache)
     cache.batch_repeat_interleave(n)
     return cache
 
@@ -68,7 +72,7 @@ def _repeated(cache, n):
 @patch
 def _all_share(self: LabelScorer, prompts):
     "Whether all of these prompts begin with the shared tokens, and go on."
-    shared = self._shared[0]
+    shared = self._shared
     return bool(shared) and all(len(row) > len(shared) and row[:len(shared)] == shared for row in prompts)
 
 # %% ../../nbs/63_scoring.ipynb #da90e76a
@@ -89,10 +93,10 @@ def _pad_token(self: LabelScorer):
 @torch.no_grad()
 def _read(self: LabelScorer, prompts: list[list[int]]):
     "What comes after every prompt: logits `(prompts, 1, vocabulary)`, the batch, and the cache of its keys and values."
-    shared, cache = self._shared if self._all_share(prompts) else ([], None)
+    shared = self._shared if self._all_share(prompts) else []
     batch = left_pad([row[len(shared):] for row in prompts], self._pad_token())
     batch = {k: v.to(self.model.device) for k, v in _behind(batch, len(shared)).items()}
-    out = self.model(**batch, past_key_values=_repeated(cache, len(prompts)), use_cache=True, **self._keep(1))
+    out = self.model(**batch, past_key_values=self._read_shared(shared, len(prompts)), use_cache=True, **self._keep(1))
     return out.logits[:, -1:], batch, out.past_key_values
 
 # %% ../../nbs/63_scoring.ipynb #56c4596f
@@ -221,16 +225,12 @@ def _counts_places(self: LabelScorer):
 # %% ../../nbs/63_scoring.ipynb #f40bdc3a
 @patch
 @contextmanager
-@torch.no_grad()
 def _share(self: LabelScorer, rows, least=16):
     "While these prompts are read, what they share is read once."
-    before, tokens = self._shared, [] if self._counts_places() else shared_tokens(rows, least)
-    try:
-        if tokens:
-            ids = torch.tensor([tokens], device=self.model.device)
-            self._shared = tokens, self.model(input_ids=ids, use_cache=True, **self._keep(1)).past_key_values
-        yield
-    finally: self._shared = before
+    before = self._shared, self._shared_cache
+    self._shared, self._shared_cache = [] if self._counts_places() else shared_tokens(rows, least), None
+    try: yield
+    finally: self._shared, self._shared_cache = before
 
 # %% ../../nbs/63_scoring.ipynb #sc000034
 @patch
@@ -314,7 +314,7 @@ def score_tree(self: LabelScorer,
               ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
     "Log-probability of every node after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
-    with self._share(rows if self._packable(max(map(len, rows))) else []):
+    with self._share(rows):
         for batch in self._batches(rows, batch_size):
             parts = halve_on_oom(lambda part: keep(self._read_batch(part, trie)), batch, 'prompts')
             found |= dict(zip(batch, torch.cat(parts)))
