@@ -15,11 +15,11 @@ from .scoring import LabelScorer, left_pad
 from transformers import GenerationConfig
 
 # %% ../../nbs/635_generation.ipynb #b3788eb6
-@patch
-def _ends(self: LabelScorer):
+def _ends(scorer):
     "Tokens that end a text: the tokenizer's, and those that the model was published with."
-    published = self.model.generation_config.eos_token_id
-    return {self.tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])} - {None}
+    published = scorer.model.generation_config.eos_token_id
+    ends = {scorer.tokenizer.eos_token_id, *(published if isinstance(published, list) else [published])}
+    return sorted(ends - {None}) or None
 
 # %% ../../nbs/635_generation.ipynb #f131a1fe
 @contextmanager
@@ -31,14 +31,14 @@ def _greedy(model, **settings):
     finally: model.generation_config = before
 
 # %% ../../nbs/635_generation.ipynb #83c6d3e5
-@patch
 @torch.no_grad()
-def _write_batch(self: LabelScorer, rows, n):
-    batch = {k: v.to(self.model.device) for k, v in left_pad(list(map(list, rows)), self._pad_token()).items()}
+def _write_batch(scorer, rows, n):
+    model, pad = scorer.model, scorer._pad_token()
+    batch = {k: v.to(model.device) for k, v in left_pad(list(map(list, rows)), pad).items()}
     del batch['position_ids'] # `generate` counts them itself, from the mask
-    settings = dict(max_new_tokens=n, eos_token_id=sorted(self._ends()) or None, pad_token_id=self._pad_token())
-    with _greedy(self.model, **settings): tokens = self.model.generate(**batch)
-    return self.tokenizer.batch_decode(tokens[:, batch['input_ids'].shape[1]:], skip_special_tokens=True)
+    with _greedy(model, max_new_tokens=n, eos_token_id=_ends(scorer), pad_token_id=pad):
+        tokens = model.generate(**batch)
+    return scorer.tokenizer.batch_decode(tokens[:, batch['input_ids'].shape[1]:], skip_special_tokens=True)
 
 # %% ../../nbs/635_generation.ipynb #ca7e23db
 @patch
@@ -50,7 +50,7 @@ def write(self: LabelScorer,
     "Greedy continuations of prompts."
     found = {}
     for batch in self._batches(rows, batch_size):
-        parts = halve_on_oom(lambda part: self._write_batch(part, n), batch, 'prompts')
+        parts = halve_on_oom(lambda part: _write_batch(self, part, n), batch, 'prompts')
         found |= dict(zip(batch, [text for texts in parts for text in texts]))
     return [found[tuple(row)] for row in rows]
 

@@ -57,22 +57,19 @@ def _behind(batch, n):
                         position_ids=batch['position_ids'] + n)
 
 # %% ../../nbs/63_scoring.ipynb #7d3c8fc9
-@patch
-def _read_shared(self: LabelScorer, tokens, n):
+def _read_shared(scorer, tokens, n):
     "The cache behind shared tokens, for `n` rows; they are read the first time only."
     if not tokens: return None
-    if self._shared_cache is None:
-        ids = torch.tensor([tokens], device=self.model.device)
-        self._shared_cache = self.model(input_ids=ids, use_cache=True, **self._keep(1)).past_key_values
-    cache = copy.deepcopy(self._shared_cache)
+    if scorer._shared_cache is None:
+        ids = torch.tensor([tokens], device=scorer.model.device)
+        scorer._shared_cache = scorer.model(input_ids=ids, use_cache=True, **scorer._keep(1)).past_key_values
+    cache = copy.deepcopy(scorer._shared_cache)
     cache.batch_repeat_interleave(n)
     return cache
 
 # %% ../../nbs/63_scoring.ipynb #bfda7a01
-@patch
-def _all_share(self: LabelScorer, prompts):
+def _all_begin(prompts, shared):
     "Whether all of these prompts begin with the shared tokens, and go on."
-    shared = self._shared
     return bool(shared) and all(len(row) > len(shared) and row[:len(shared)] == shared for row in prompts)
 
 # %% ../../nbs/63_scoring.ipynb #da90e76a
@@ -93,10 +90,10 @@ def _pad_token(self: LabelScorer):
 @torch.no_grad()
 def _read(self: LabelScorer, prompts: list[list[int]]):
     "What comes after every prompt: logits `(prompts, 1, vocabulary)`, the batch, and the cache of its keys and values."
-    shared = self._shared if self._all_share(prompts) else []
-    batch = left_pad([row[len(shared):] for row in prompts], self._pad_token())
-    batch = {k: v.to(self.model.device) for k, v in _behind(batch, len(shared)).items()}
-    out = self.model(**batch, past_key_values=self._read_shared(shared, len(prompts)), use_cache=True, **self._keep(1))
+    shared = self._shared if _all_begin(prompts, self._shared) else []
+    batch = _behind(left_pad([row[len(shared):] for row in prompts], self._pad_token()), len(shared))
+    batch = {k: v.to(self.model.device) for k, v in batch.items()}
+    out = self.model(**batch, past_key_values=_read_shared(self, shared, len(prompts)), use_cache=True, **self._keep(1))
     return out.logits[:, -1:], batch, out.past_key_values
 
 # %% ../../nbs/63_scoring.ipynb #56c4596f
@@ -218,26 +215,23 @@ def shared_tokens(rows: list[list[int]], # token ids of prompts
     return list(middle[:same]) if same >= least else []
 
 # %% ../../nbs/63_scoring.ipynb #16472671
-@patch
-def _counts_places(self: LabelScorer):
-    return any(isinstance(m, GPTNeoSelfAttention) and m.attention_type == 'local' for m in self.model.modules())
+def _counts_places(model):
+    return any(isinstance(m, GPTNeoSelfAttention) and m.attention_type == 'local' for m in model.modules())
 
 # %% ../../nbs/63_scoring.ipynb #f40bdc3a
-@patch
 @contextmanager
-def _share(self: LabelScorer, rows, least=16):
+def _share(scorer, rows, least=16):
     "While these prompts are read, what they share is read once."
-    before = self._shared, self._shared_cache
-    self._shared, self._shared_cache = [] if self._counts_places() else shared_tokens(rows, least), None
+    before, tokens = (scorer._shared, scorer._shared_cache), shared_tokens(rows, least)
+    scorer._shared, scorer._shared_cache = [] if _counts_places(scorer.model) else tokens, None
     try: yield
-    finally: self._shared, self._shared_cache = before
+    finally: scorer._shared, scorer._shared_cache = before
 
 # %% ../../nbs/63_scoring.ipynb #sc000034
-@patch
-def _difference(self: LabelScorer, packed, plain):
+def _difference(packed, plain, dtype):
     "How two readings of a tree differ, in words; empty if it is rounding."
     off, spread = (packed - plain).square().mean().sqrt(), plain[:, 1:].std()
-    rounding = 1e-3 if self.model.dtype in (torch.float32, torch.float64) else .05
+    rounding = 1e-3 if dtype in (torch.float32, torch.float64) else .05
     differ = f'they differ by {off:.2g} where log-probabilities vary by {spread:.2g}'
     return '' if off <= rounding*spread + 1e-6 else differ
 
@@ -247,11 +241,11 @@ def _disagreement(self: LabelScorer, length: int) -> str:
     "Why packed labels may not be trusted behind prompts of up to `length` tokens; empty if they may."
     prompts, trie = self._made_up(length)
     try:
-        with self._share(prompts, 1): packed = self._packed(prompts, trie, 2)
+        with _share(self, prompts, 1): packed = self._packed(prompts, trie, 2)
     except Exception as error:
         if is_out_of_memory(error): raise
         return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-    return self._difference(packed, torch.cat([self._plain([row], trie) for row in prompts]))
+    return _difference(packed, torch.cat([self._plain([row], trie) for row in prompts]), self.model.dtype)
 
 # %% ../../nbs/63_scoring.ipynb #c57e239b
 @patch
@@ -314,7 +308,7 @@ def score_tree(self: LabelScorer,
               ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
     "Log-probability of every node after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
-    with self._share(rows):
+    with _share(self, rows):
         for batch in self._batches(rows, batch_size):
             parts = halve_on_oom(lambda part: keep(self._read_batch(part, trie)), batch, 'prompts')
             found |= dict(zip(batch, torch.cat(parts)))
