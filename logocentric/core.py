@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path', 'run_path', 'results_path',
            'shared_path', 'demo_path', 'shipped_path', 'model_path', 'load_asset', 'set_seed', 'best_device', 'cores',
-           'bf16_is_faster', 'atomic_write', 'write_json', 'read_json', 'Settings', 'config_hash', 'code_hash',
-           'versions', 'Record', 'save_record', 'load_records', 'plot_style']
+           'bf16_is_faster', 'atomic_write', 'write_json', 'read_json', 'read_toml', 'loading_model', 'Settings',
+           'config_hash', 'code_hash', 'versions', 'Record', 'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #6be0dae0
 import ast, hashlib, importlib, json, math, os, platform, random, sys, time, tomllib, warnings
@@ -100,7 +100,7 @@ def model_path(kind: str, # `captioner`, `reasoner` or `ear`
 def load_asset(name: str # file name, such as 'facts.toml'
               ) -> dict: # its order is the file's
     "A table that ships with the package."
-    return tomllib.loads(shipped_path(name).read_text(encoding='utf-8'))
+    return read_toml(shipped_path(name))
 
 # %% ../nbs/00_core.ipynb #2242d928
 def set_seed(seed: int  # seeds Python, NumPy and torch
@@ -164,9 +164,49 @@ def write_json(path: str | Path, obj) -> Path:
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #6d4f7a8c
+def _parsed(path, parse, what): # the text of a file, as what it should be
+    try: return parse(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise LogocentricError( # not UTF-8 is a ValueError too
+        f'{path} is not {what} ({e}): was it cut short, or saved in another encoding than UTF-8?') from e
+
 def read_json(path: str | Path):
     "Read a JSON file."
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    return _parsed(path, json.loads, 'JSON')
+
+def read_toml(path: str | Path) -> dict:
+    "Read a TOML file."
+    return _parsed(path, tomllib.loads, 'TOML')
+
+# %% ../nbs/00_core.ipynb #1f429b01
+def _open_model_file(path):
+    found = read_json(path) if path.suffix == '.json' else None
+    if path.name.endswith('config.json') and not isinstance(found, dict): raise LogocentricError('no dictionary')
+    if path.name == 'tokenizer.json':
+        from tokenizers import Tokenizer    # here, as below, for errors only
+        Tokenizer.from_file(str(path))
+    if path.suffix == '.safetensors':
+        from safetensors import safe_open
+        with safe_open(path, 'pt'): pass
+
+def _damaged(folder): # the first of its files that cannot be read, and why
+    for path in sorted([*Path(folder).glob('*'), *Path(folder).glob('*/*')]):
+        try: _open_model_file(path)
+        except Exception as e: return path, e
+
+# %% ../nbs/00_core.ipynb #4db57615
+@contextmanager
+def loading_model(what: str,         # kind of model, for an error
+                  place: str | Path, # its folder, or its name on the Hub
+                  hint: str          # what to give instead
+                 ):
+    "Whatever fails while a model is loaded becomes one error, which names the model, and the file that is damaged."
+    try: yield
+    except (LogocentricError, MemoryError, torch.OutOfMemoryError): raise
+    except Exception as e:
+        first = lambda error: (str(error).strip() or type(error).__name__).splitlines()[0]
+        if found := _damaged(place): raise LogocentricError(
+            f'{found[0]} is damaged or cut short, copy the {what} again ({first(found[1])})') from e
+        raise LogocentricError(f'no {what} found at {str(place)!r}: {hint} ({first(e)})') from e
 
 # %% ../nbs/00_core.ipynb #a57cd00b
 class Settings:

@@ -1,7 +1,7 @@
 "Caption metrics: worked by hand, as the libraries of the field have them, and on degenerate captions."
-import math
+import math, re, unicodedata
 from itertools import combinations, permutations
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from logocentric.captioner import caption_metrics as cm
 from logocentric.captioner.caption_metrics import (bleu, bleu_of, bleu_tally, caption_words, cider_d, fewest_chunks,
                                                    longest_common, meteor, rouge_l, tally_difference, tally_score)
@@ -90,6 +90,35 @@ def test_scores_do_not_see_case_or_punctuation():
     loud = [c.upper() + '!' for c in CAPTIONS]
     assert bleu(loud, REFERENCES) == bleu(CAPTIONS, REFERENCES)
     for metric in SENTENCES.values(): assert np.array_equal(metric(loud, REFERENCES), metric(CAPTIONS, REFERENCES))
+
+
+FOREIGN = ['Une mélodie très douce, jouée à la flûte', "it's a naïve waltz; Björk's voice", 'हिन्दी गीत, धीमा', 'off-beat forró']
+
+@pytest.mark.parametrize('written', [
+    lambda t: unicodedata.normalize('NFD', t), str.upper, lambda t: unicodedata.normalize('NFD', t.upper()),
+    lambda t: t.replace("'", '’'), lambda t: t.replace("'", 'ʼ'), lambda t: t.replace('-', '\u2011'),
+    lambda t: t.replace('-', '\u2010'), lambda t: t.replace('lo', 'l\u00ado').replace('lt', 'l\u200dt'),
+    lambda t: '\ufeff' + t.replace(' ', '\u00a0')], ids=range(9))
+def test_a_caption_scores_the_same_however_it_was_typed(written):
+    typed = [written(t) for t in FOREIGN]
+    assert typed != FOREIGN
+    assert [caption_words(t) for t in typed] == [caption_words(t) for t in FOREIGN]
+    assert bleu(typed, FOREIGN, 1) == bleu(FOREIGN, typed, 1) == bleu(FOREIGN, FOREIGN, 1) == 1
+    for metric in SENTENCES.values():
+        same = metric(FOREIGN, FOREIGN)
+        assert np.array_equal(metric(typed, FOREIGN), same) and np.array_equal(metric(FOREIGN, typed), same)
+
+
+def test_what_is_no_letter_does_not_split_a_word():
+    assert caption_words('x\u0303 n\u0303a \u0928\u0940\u0932\u093e') == ['x\u0303', 'ña', '\u0928\u0940\u0932\u093e']
+    assert caption_words('slow\u00ad, pi\u00adano four‑on‑the‑floor') == ['slow', 'piano', 'four-on-the-floor']
+    assert caption_words('loud \u2764\ufe0f love \u0301') == ['loud', 'love'] # a mark alone is no word
+    assert caption_words('calm\u200bly no\u00a0break') == ['calm', 'ly', 'no', 'break'] # these two do part words
+
+
+def test_words_of_plain_text_are_as_they_were():
+    texts = [describe_clip(corpus_clip(1, i), 0) for i in range(40)] + [bytes(range(128)).decode(), 'naïve ½ m² Ⅷ ﬁ']
+    for text in texts: assert caption_words(text) == re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text.lower())
 
 
 # --- by hand
@@ -251,6 +280,43 @@ def test_one_reference_needs_no_list(metric):
 def test_bad_lists_are_refused(captions, references, said):
     for metric in (bleu, *SENTENCES.values()):
         with pytest.raises(LogocentricError, match=said): metric(captions, references)
+
+
+def test_dictionaries_are_matched_by_id():
+    "As pycocoevalcap has them, in any order; the weights of CIDEr-D are of all clips."
+    ids = [f'clip{i}' for i in range(6)]
+    said, true = {i: [c] for i, c in zip(ids, CAPTIONS)}, dict(zip(ids, REFERENCES))
+    said = dict(sorted(said.items(), reverse=True))
+    for given in (said, {i: c[0] for i, c in said.items()}):
+        assert bleu(given, true) == bleu(CAPTIONS, REFERENCES) > 0
+        for metric in SENTENCES.values(): assert np.array_equal(metric(given, true), metric(CAPTIONS, REFERENCES))
+
+
+@pytest.mark.parametrize('captions, references, said', [
+    ({'a': 'slow'}, {1: 'slow'}, "different clips: 2 are in one of the two only, for instance 'a'"),
+    ({'a': 'slow', 'b': 'fast'}, {'a': 'slow'}, "for instance 'b'"),
+    ({'a': 'slow'}, ['slow'], 'here one of them is a dictionary'),
+    (['slow'], {'a': 'slow'}, 'here one of them is a dictionary'),
+    ({'a': ['slow', 'sad']}, {'a': 'slow'}, "clip 'a' has 2 captions"), ({'a': []}, {'a': 'slow'}, 'has 0 captions'),
+    ({'a': [{'caption': 'slow'}]}, {'a': 'slow'}, "caption 'a' is no text: {'caption'"),
+    ({'a': 'slow'}, {'a': [{'caption': 'slow'}]}, "clip 'a': reference 0 is no text: {'caption'"),
+    ({'a': 'slow'}, {'a': ''}, r"no words in a reference of clips \['a'\]"), ({}, {}, 'no words'),
+    (['a', None], ['a', 'b'], 'caption 1 is no text: None'), ([math.nan], ['a'], 'caption 0 is no text: nan'),
+    ([b'a'], ['a'], "caption 0 is no text: b'a'"), (['a', 'b'], ['a', None], 'clip 1: reference 0 is no text: None'),
+    (['a'], [['a', math.nan]], 'clip 0: reference 1 is no text: nan'), (['a'], 'a', 'references come as one str'),
+    (['a'], [['a', pd.NA]], 'clip 0: reference 1 is no text: <NA>')])
+def test_what_cannot_be_matched_is_named(captions, references, said):
+    for metric in (bleu, *SENTENCES.values()):
+        with pytest.raises(LogocentricError, match=said): metric(captions, references)
+
+
+@sentence_level
+def test_an_empty_reference_among_others_does_not_count(metric):
+    gaps = [[*REFERENCES[0], ''], REFERENCES[1], [' - ', *REFERENCES[2]], *REFERENCES[3:]]
+    with pytest.warns(UserWarning, match='left out in 2 clips, for instance 0') as found:
+        assert np.array_equal(metric(CAPTIONS, gaps), metric(CAPTIONS, REFERENCES))
+        assert bleu(CAPTIONS, gaps) == bleu(CAPTIONS, REFERENCES)
+    assert {w.filename for w in found} == {__file__}
 
 
 # --- the bootstrap

@@ -39,6 +39,27 @@ def test_similarity_is_the_mean_over_references():
     assert embedding_similarity(['aaabbbb', 'ab'], [['a', 'b'], 'ab'], Letters()) == pytest.approx([.7, 1])
 
 
+def test_what_is_no_caption_is_named_by_every_score():
+    truth = TRUTH.iloc[:2]
+    calls = [vocabulary, lambda c: novelty_tallies(c, TRAINING), lambda c: embedding_similarity(c, ['a', 'b'], Letters()),
+             lambda c: attribute_table(c, truth, dict, ['lead']), lambda c: attribute_values(c, truth, dict, ['lead']),
+             lambda c: attribute_tally(c, truth, dict, ['lead'])]
+    for call in calls:
+        with pytest.raises(LogocentricError, match='caption 1 is no text: None'): call(['a', None])
+        with pytest.raises(LogocentricError, match='dict'): call({'a': 'slow', 'b': 'fast'})
+    for call in (lambda t: novelty_tallies(['a'], t), lambda t: most_common_caption(t, 1)):
+        with pytest.raises(LogocentricError, match='training caption 1 is no text: nan'): call(['a', math.nan])
+    with pytest.raises(LogocentricError, match='clip 1: reference 0 is no text: None'): shuffled_captions(['a', None])
+
+
+def test_an_empty_reference_is_left_out_of_the_whole_table():
+    gaps = [[*REFERENCES[0], ''], *REFERENCES[1:]]
+    with pytest.warns(UserWarning, match='left out in 1 clips') as said:
+        found = caption_table(CAPTIONS, gaps, TRAINING, TAGS, encoder=Letters(), n=20)
+    assert len(said) == 1
+    pd.testing.assert_frame_equal(found, caption_table(CAPTIONS, REFERENCES, TRAINING, TAGS, encoder=Letters(), n=20))
+
+
 def test_similarity_of_nothing_is_zero():
     assert embedding_similarity(['', '?!', 'a'], ['a', 'a', 'a'], Letters()).tolist() == pytest.approx([0, 0, 1])
 

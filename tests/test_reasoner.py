@@ -1,17 +1,17 @@
 "The scorer is exact, whatever the model, the tokenizer, the batch."
 import itertools, logging, math, warnings
 import numpy as np, pandas as pd, pytest, torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel,
                           GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM,
                           MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast)
-from logocentric.core import LogocentricError
+from logocentric.core import LogocentricError, shipped_path
 from logocentric.memory import OutOfMemory
 from logocentric.fetch import fetched_folder
 from logocentric.reasoner.facts import genres
 from logocentric.reasoner.generation import answer_part, named_label
 from logocentric.reasoner.knowledge import knowledge, train_tokenizer
-from logocentric.reasoner.labels import Trie, collisions, label_report, label_tokens, label_words
+from logocentric.reasoner.labels import Trie, collisions, label_report, label_tokens, label_words, open_end
 from logocentric.reasoner.model import CONTENT_FREE, PROMPTS, RULES, LabelWarning, Reasoner, domain_premise, fill
 from logocentric.reasoner.scoring import shared_tokens, tf32
 from logocentric.reasoner.training import (REASONER_SIZES, KnowledgeDataset, ReasonerSize, SelectedTokenLoss,
@@ -522,14 +522,8 @@ def test_report(tokenizer):
     assert roll.tokens.split(' | ')[0] == ' rock' and report.iloc[3].is_prefix_of == []
 
 
-def test_spaces_of_other_tokenizers(sentences):
-    "A tokenizer that puts a space and a begin-of-text token of its own before everything."
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=True)
-    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=['<s>', '</s>'], show_progress=False)
-    inner.train_from_iterator((s.text for s in sentences), trainer)
-    inner.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token='<s>', eos_token='</s>')
+def test_spaces_of_other_tokenizers(metaspace):
+    tokenizer = metaspace
     whole = tokenizer('So its genre is hip-hop', add_special_tokens=False).input_ids
     ids = label_tokens(tokenizer, ['hip-hop'])[0]
     assert whole == tokenizer('So its genre is', add_special_tokens=False).input_ids + ids
@@ -540,6 +534,83 @@ def test_spaces_of_other_tokenizers(sentences):
     expected = sum(logp[len(before) - 2 + i, t].item() for i, t in enumerate(ids))
     found = Reasoner(model, tokenizer).reason('calm', ['hip-hop'], rule='sum').values.item()
     assert math.isclose(found, expected, abs_tol=1e-4)
+
+
+JOINED = ['So its genre is "', 'Genre (', 'Genre:\n', 'Genre:\n\n', 'Genre:\u00a0', '{"genre":"', 'it is “', "genre='",
+          'Is it [', 'Its «', 'Genre:\t', '"']
+PARTED = ['So its genre is', 'Genre:', "Q: What's its genre?", 'Its name is "hit", its genre', 'They call it "calm"',
+          "the players'", '<category>', 'He says (calm)', 'genre –', '']
+
+@pytest.fixture(scope='module')
+def metaspace(sentences):
+    "A tokenizer that puts a space and a begin-of-text token of its own before everything, as Llama's does."
+    inner = Tokenizer(models.BPE(unk_token='<s>'))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=True)
+    inner.decoder = decoders.Metaspace(prepend_scheme='always', split=True)
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=['<s>', '</s>'], show_progress=False,
+                                  initial_alphabet=list('"(\n\t\u00a0“«[\'{}:=)<>–?,.'))
+    inner.train_from_iterator((s.text for s in sentences), trainer)
+    inner.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token='<s>', eos_token='</s>')
+
+
+@pytest.fixture(scope='module')
+def shipped_tokenizer(): return Reasoner.from_pretrained(shipped_path('reasoner')).tokenizer
+
+
+@pytest.fixture(scope='module', params=['tokenizer', 'metaspace', 'gpt2_tokenizer', 'shipped_tokenizer'])
+def some_tokenizer(request): return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize('prompt', JOINED + PARTED)
+def test_a_space_parts_label_and_prompt_unless_the_prompt_is_open(some_tokenizer, prompt):
+    "Prompt and label, decoded together, are the text that would be printed."
+    gap = ' ' if prompt in PARTED else ''
+    assert (open_end(prompt) == '') == bool(gap)
+    plain = lambda text: some_tokenizer(text, add_special_tokens=False).input_ids
+    decoded = lambda ids: some_tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    for label, ids in zip(['hip-hop', 'jazz'], label_tokens(some_tokenizer, ['hip-hop', 'jazz'], prompt=prompt)):
+        before = plain(f'x {prompt}')
+        assert decoded(before + ids) == decoded(before) + gap + label
+        if gap: assert ids == label_tokens(some_tokenizer, [label])[0]
+        elif plain(f'x {prompt}{label}')[:len(before)] == before: assert before + ids == plain(f'x {prompt}{label}')
+
+
+@pytest.mark.parametrize('prompt', ['{description}. So its genre is "', 'Genre of something {description}:\n', '({description}) ('])
+def test_labels_behind_an_open_prompt_are_scored_exactly(tokenizer, prompt):
+    model, labels = tiny('gpt_neo', len(tokenizer)), ['jazz', 'rock', 'rock and roll']
+    def brute(d, label):
+        p, ids = (tokenizer(t).input_ids for t in (fill(prompt, d), label))
+        with torch.no_grad(): logp = model(torch.tensor([p + ids])).logits[0].log_softmax(-1)
+        return sum(logp[len(p) + i - 1, t].item() for i, t in enumerate(ids))
+    expected = np.array([[brute(d, l) for l in labels] for d in DESCRIPTIONS])
+    found = Reasoner(model, tokenizer).reason(DESCRIPTIONS, labels, prompt, 'sum').values
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_prompts_with_and_without_a_space_may_be_mixed(tokenizer):
+    "The premise ends otherwise than the prompt, and descriptions end a template in two ways."
+    reasoner, labels = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer), ['jazz', 'rock', 'rock and roll']
+    asked = reasoner.reason(DESCRIPTIONS, labels, 'It is {description}: "', 'sum').values
+    premise = reasoner.prior(labels, 'So it is{description}', 'sum').values
+    for said in ('So it is', 'So it is  '):
+        found = reasoner.reason(DESCRIPTIONS, labels, 'It is {description}: "', 'pmi', premise=said).values
+        np.testing.assert_allclose(found, asked - premise, atol=1e-4)
+    ends = ['calm "', 'slow', 'happy (', 'calm', 'fast "']
+    mixed = reasoner.reason(ends, labels, '{description}', 'sum').values
+    alone = [reasoner.reason(d, labels, '{description}', 'sum').values[0] for d in ends]
+    np.testing.assert_allclose(mixed, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_description_gives_up_the_end_of_its_sentence(tokenizer, rule):
+    reasoner = Reasoner(tiny('gpt2', len(tokenizer)), tokenizer)
+    said = ['calm', 'calm.', 'calm!', 'calm?!', 'calm…', ' calm ... ', 'calm .']
+    assert {fill('tables', d) for d in said} == {'The music feels calm. So its genre is'}
+    assert fill('{description}?', 'loud! calm!') == 'loud! calm?'
+    values = reasoner.reason(said, ['rock', 'jazz'], rule=rule).values
+    assert (values == values[0]).all()
+    with pytest.raises(LogocentricError, match='description 0 is empty'): reasoner.reason('?!', ['rock'])
 
 
 def test_a_prompt_without_words(tokenizer):

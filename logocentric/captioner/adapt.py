@@ -7,7 +7,7 @@ __all__ = ['ADAPTATIONS', 'LORA', 'adapt', 'base_weights', 'footprint', 'switche
            'load_adapter']
 
 # %% ../../nbs/55_adapt.ipynb #ad815583
-from ..core import LogocentricError, read_json, write_json
+from ..core import LogocentricError, loading_model, read_json, write_json
 from .model import Captioner
 
 # %% ../../nbs/55_adapt.ipynb #7e218b7b
@@ -181,8 +181,9 @@ def load_adapter(captioner: Captioner, # on the same GPT-2 and encoder as the on
                  folder: str | Path    # from `save_adapter`
                 ) -> Captioner:        # the same one
     "Put what `save_adapter` kept onto its base."
-    notes = _read_notes(folder := Path(folder), captioner)
-    adapt(captioner, 'prefix')
-    if notes['way'] == 'lora': captioner.decoder.load_adapter(str(folder/'lora'))
-    captioner.load_state_dict(load_file(folder/'bridge.safetensors'), strict=False)
+    with loading_model('adapter', folder := Path(folder), 'give a folder that `save_adapter` made'):
+        notes, learned = _read_notes(folder, captioner), load_file(folder/'bridge.safetensors')
+        adapt(captioner, 'prefix')
+        if notes['way'] == 'lora': captioner.decoder.load_adapter(str(folder/'lora'))
+        captioner.load_state_dict(learned, strict=False)
     return captioner.eval()

@@ -16,14 +16,14 @@ from ..data.styles import ATTRIBUTES
 from ..metrics import wilson_interval
 
 # %% ../../nbs/57_evaluation.ipynb #412a7887
-from logocentric.captioner.caption_metrics import (
-    as_lists, bleu_of, bleu_tally, caption_words, cider_d, count_ngrams, meteor, ratio_of, rouge_l, split_words,
-    tally_score)
+from .caption_metrics import (
+    as_lists, bleu_of, bleu_tally, caption_words, cider_d, count_ngrams, match_clips, meteor, ratio_of, rouge_l,
+    same_form, split_words, tally_score, text_list)
 
 # %% ../../nbs/57_evaluation.ipynb #d9e34d08
 def vocabulary(captions: Sequence[str]) -> int:
     "How many different words the captions use together."
-    return len({w for c in captions for w in caption_words(c)})
+    return len({w for c in text_list(captions) for w in caption_words(c)})
 
 # %% ../../nbs/57_evaluation.ipynb #047d7ae9
 def length_tally(words: list[str]) -> np.ndarray: # (2,)
@@ -45,7 +45,8 @@ def _new_grams(captions, training): # the same of 4-grams
 def novelty_tallies(captions: Sequence[str], training: Sequence[str] # texts that the captioner learned from
                    ) -> tuple[np.ndarray, np.ndarray]: # (clips, 2) each: new ones, and all
     "What each caption adds to the share of new captions, and to the share of new 4-grams."
-    words = [[caption_words(t) for t in texts] for texts in (captions, training)]
+    given = text_list(captions), text_list(training, 'training caption')
+    words = [[caption_words(t) for t in texts] for texts in given]
     return _new_captions(*words), _new_grams(*words)
 
 # %% ../../nbs/57_evaluation.ipynb #841bc1a6
@@ -53,11 +54,11 @@ def embedding_similarity(captions: Sequence[str], references: Sequence, # one te
                          encoder # with `embed`: texts â†’ (texts, dim) of unit length
                         ) -> np.ndarray: # (clips,)
     "Mean cosine of each caption with its references."
-    references = as_lists(references)
+    captions, references = match_clips(captions, references)
     owner = np.repeat(np.arange(len(references)), [len(r) for r in references])  # (references,) whose it is
     says = np.array([bool(caption_words(c)) for c in captions])
-    of_captions = encoder.embed([c if s else '.' for c, s in zip(captions, says)])[owner]
-    of_references = encoder.embed([r for refs in references for r in refs])
+    of_captions = encoder.embed([same_form(c) if s else '.' for c, s in zip(captions, says)])[owner]
+    of_references = encoder.embed([same_form(r) for refs in references for r in refs])
     return np.bincount(owner, (of_captions*of_references).sum(1)*says[owner])/np.bincount(owner)
 
 # %% ../../nbs/57_evaluation.ipynb #0855064b
@@ -75,7 +76,7 @@ def _named(captions, truth, extract, attributes): # what each caption names
     if len(captions) != len(truth): raise LogocentricError(
         f'{len(captions)} captions for {len(truth)} clips: give one caption a clip')
     _check_columns(truth, attributes)
-    return [extract(c) for c in captions]
+    return [extract(c) for c in text_list(captions)]
 
 # %% ../../nbs/57_evaluation.ipynb #643a049f
 def _check_columns(truth, attributes):
@@ -131,13 +132,13 @@ def tag_template(tags: Sequence[Sequence[str]], # of each clip
                 ) -> list[str]:
     "A sentence of each clip's labels."
     listed = lambda t: ' and '.join(filter(None, [', '.join(t[:-1]), *t[-1:]]))
-    return [template.format(tags=listed(t)) for t in as_lists(tags)]
+    return [template.format(tags=listed(t)) for t in as_lists(tags, 'tag')]
 
 # %% ../../nbs/57_evaluation.ipynb #4ceb6093
 def most_common_caption(training: Sequence[str], n_clips: int) -> list[str]:
     "The most common training caption (the first among equals), for every clip."
     if not len(training): raise LogocentricError('no training captions: this baseline is the most common of them')
-    return [Counter(training).most_common(1)[0][0]]*n_clips
+    return [Counter(text_list(training, 'training caption')).most_common(1)[0][0]]*n_clips
 
 # %% ../../nbs/57_evaluation.ipynb #9495fa13
 def _others(n, rng): # for each of n clips the next in a random ring
@@ -223,7 +224,8 @@ def caption_table(systems: Mapping[str, Sequence[str]] | Sequence[str], # name â
                   seed: int = 0                      # of the resampling, and of the shuffled pairs
                  ) -> pd.DataFrame: # a row a system and metric: value, low, high, n
     "All scores of systems and of the three baselines, with 95 % intervals over clips."
-    systems, training = _systems(systems, truth, extract), list(training)
+    systems, training = _systems(systems, truth, extract), text_list(training, 'training caption')
+    references = match_clips(['']*len(references), as_lists(references))[1] # what is left out is said once
     given = references, training, encoder, truth, extract, attributes
     systems |= caption_baselines(references, training, tags, seed)
     rows = {(name, metric): row for name, captions in systems.items()

@@ -17,7 +17,7 @@ from torch import nn
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import LengthPolicy
 from .bridges import Bridge, bridge_class, make_bridge
-from ..core import LogocentricError, best_device, config_hash
+from ..core import LogocentricError, best_device, config_hash, loading_model
 from ..memory import halve_on_oom
 from ..encoder.mae import MAEConfig, MAEEncoder, MAEModel
 from ..encoder.features import embed_frames, random_patches
@@ -254,10 +254,10 @@ def forward(self: Captioner,
 def load_gpt2(name: str | Path # a Hub name such as `gpt2-medium`, or a folder
              ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     "A pretrained GPT-2 and its tokenizer."
-    try: return GPT2LMHeadModel.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise LogocentricError(f'no GPT-2 found at {str(name)!r}: give a folder that `save_pretrained` made, or a '
-                               "Hub name such as 'gpt2-medium' while online") from e
+    hint = "give a folder that `save_pretrained` made, or a Hub name such as 'gpt2-medium' while online"
+    with loading_model('GPT-2', name, hint):
+        model = GPT2LMHeadModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 # %% ../../nbs/51_captioner.ipynb #08318ddc
 WEIGHTS = ('*.safetensors', 'pytorch_model*.bin')
@@ -322,6 +322,7 @@ def _encoder(encoder):
 # %% ../../nbs/51_captioner.ipynb #c654f85b
 def _agree(encoder, decoder, frontend, tokenizer):
     encoder.config.pad_value = (frontend.silence - frontend.mean)/frontend.std
+    for part in (encoder, decoder): part.name_or_path = part.config.name_or_path = '' # a folder here is nobody's business
     for key, token in _special_tokens(tokenizer).items(): setattr(decoder.config, key, token)
 
 # %% ../../nbs/51_captioner.ipynb #6a394db2
@@ -423,8 +424,7 @@ def save_pretrained(self: Captioner, folder: str | Path, **kwargs):
 def from_pretrained(cls: Captioner, folder: str | Path, **kwargs) -> Captioner:
     "A captioner from a folder or a name on the Hub, in evaluation mode, with its tokenizer."
     kwargs.setdefault('dtype', torch.float32)
-    try:
-        model = super(Captioner, cls).from_pretrained(folder, **kwargs)
-        model.tokenizer = AutoTokenizer.from_pretrained(folder)
-    except OSError as e: raise LogocentricError(f'no captioner found at {str(folder)!r}: {e}') from e
+    with loading_model('captioner', folder, 'give a folder that `save_pretrained` made'):
+        model = super(Captioner, cls).from_pretrained(folder, trust_remote_code=False, **kwargs)
+        model.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return model.eval()

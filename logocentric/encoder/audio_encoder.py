@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../../nbs/44_audio_encoder.ipynb #ce22e370
-from ..core import LogocentricError, config_hash, read_json, shipped_path, write_json
+from ..core import LogocentricError, config_hash, loading_model, read_json, shipped_path, write_json
 from ..audio.frontend import FrontendConfig, LogMel
 from ..audio.decoding import as_audio, load_audio
 from .features import clip_features, extract, layer_embeddings, max_columns, piece_edges
@@ -59,15 +59,23 @@ def _check_folder(folder):
                            'write_json(folder/"frontend.json", config.to_dict()), or save it anew with save_encoder')
 
 # %% ../../nbs/44_audio_encoder.ipynb #fea826b9
+def _read_frontend(path):
+    try: return FrontendConfig.from_dict(read_json(path))
+    except (TypeError, ValueError, LogocentricError) as e:
+        raise LogocentricError(f'{path} holds no settings of log-mels: {e}') from e
+
+# %% ../../nbs/44_audio_encoder.ipynb #094e791a
 def load_encoder(
     folder: str | Path | None = None # made by `save_encoder`, or an autoencoder's with a `frontend.json`
 ) -> AudioEncoder:
     "An encoder, ready to use, with the settings of its log-mels: by default the one that comes with the package."
     folder = Path(folder or shipped_path('ear'))
     _check_folder(folder)
-    cls = encoder_class(MAEConfig.from_pretrained(folder))
-    encoder = cls.from_pretrained(folder, dtype=torch.float32).eval()
-    return AudioEncoder(encoder, FrontendConfig.from_dict(read_json(folder/'frontend.json')))
+    frontend = _read_frontend(folder/'frontend.json')
+    with loading_model('encoder', folder, 'make one with save_encoder'):
+        cls = encoder_class(MAEConfig.from_pretrained(folder))
+        encoder = cls.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        return AudioEncoder(encoder, frontend)
 
 # %% ../../nbs/44_audio_encoder.ipynb #ab727b20
 @patch(as_prop=True)
@@ -202,7 +210,7 @@ def get_scene_embeddings(
 
 # %% ../../nbs/44_audio_encoder.ipynb #6ebe4684
 def load_model(
-    model_file_path: str | Path, # a folder made by `save_encoder`
+    model_file_path: str | Path | None = None, # a folder made by `save_encoder`; by default the encoder that ships
     layer: int = -1, # number in `layer_embeddings`
 ) -> HearModel:
     "HEAR: a model with `sample_rate`, `scene_embedding_size` and `timestamp_embedding_size`."

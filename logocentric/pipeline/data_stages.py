@@ -288,7 +288,7 @@ class TrainedTokenizer(Stage):
     sentences: Knowledge
     vocabulary: int      # tokens
 
-    def read(self, folder): return PreTrainedTokenizerFast.from_pretrained(folder)
+    def read(self, folder): return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
 
 # %% ../../nbs/73_data_stages.ipynb #59152477
 @patch
@@ -313,7 +313,7 @@ class PretrainedModel(Given):
 class PretrainedTokenizer(PretrainedModel):
     "The tokenizer of a pretrained model."
     def load(self):
-        try: return AutoTokenizer.from_pretrained(self.name)
+        try: return AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
         except (OSError, ValueError) as e: raise LogocentricError(
             f'no tokenizer of {self.name!r}: neither a folder with one, nor to be had from the Hub '
             f'({str(e).splitlines()[0]}). '

@@ -39,7 +39,7 @@ PUBLISHED_CONFIGS = { # as in the `config.json` of each on huggingface.co; what 
 
 # %% ../../nbs/82_operations.ipynb #2932f2a9
 def _downloaded_config(model):
-    try: return AutoConfig.from_pretrained(model)
+    try: return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as e: raise LogocentricError(
         f'the sizes of {model!r} are not known here: while online its config.json is read from the Hub; '
         f'offline give a folder, or one of {", ".join(PUBLISHED_CONFIGS)}') from e

@@ -11,7 +11,7 @@ __all__ = ['PAPER', 'TITLES', 'RENDERED_NOTE', 'RECORDED_NOTE', 'STYLE', 'publis
 import os, time
 from pathlib import Path
 import pandas as pd, torch
-from nbconvert.filters import markdown2html
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from ..cache import all_processes, from_main_process, is_main, world_size
 from ..captioner.model import Captioner
 from ..core import (LogocentricError, Record, atomic_write, cores, data_path, load_records, read_json,
@@ -177,7 +177,7 @@ STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto
 # %% ../../nbs/81_report.ipynb #e92f0568
 def _page(body: str) -> str: # HTML
     head = f'<!doctype html><meta charset="utf-8"><title>logocentric</title><style>{STYLE}</style>'
-    return head + markdown2html(body)
+    return head + MarkdownWithMath(IPythonRenderer(escape=True)).render(body)
 
 # %% ../../nbs/81_report.ipynb #d477248b
 def report(setup: Setup) -> Path: # the Markdown file; an HTML file lies beside it

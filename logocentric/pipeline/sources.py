@@ -7,7 +7,7 @@ __all__ = ['GENRE_ROWS', 'GENRE_TESTS', 'TRACK', 'PARTS', 'DataSource', 'Sources
            'track_windows', 'encode_tracks', 'set_apart', 'ShardPart']
 
 # %% ../../nbs/70_sources.ipynb #e8e4c754
-import hashlib, tomllib
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..audio.decoding import Window
 from ..cache import progress
 from ..captioner.model import WEIGHTS, Captioner
-from ..core import LogocentricError, cache_path, config_hash
+from ..core import LogocentricError, cache_path, config_hash, read_toml
 from ..memory import halve_on_oom
 from ..metrics import majority_level
 
@@ -99,6 +99,8 @@ def _refuse(path: Path, name: str, problem: str): raise LogocentricError(f'{path
 def _check_keys(path: Path, name: str, given: dict) -> None:
     if not isinstance(given, dict):
         raise LogocentricError(f'{path.name}: {name} is a section, so write [{name}] and its lines below')
+    if wrong := [k for k, v in given.items() if not isinstance(v, str)]:
+        _refuse(path, name, f'{wrong[0]} is a text in quotation marks, not {given[wrong[0]]!r}')
     if not (known := _SECTIONS[name]): return
     if unknown := set(given) - set(known):
         _refuse(path, name, f'unknown {", ".join(sorted(unknown))}; it has {", ".join(known)}')
@@ -125,8 +127,7 @@ def _section(path: Path, name: str, given: dict) -> dict:
 # %% ../../nbs/70_sources.ipynb #f2f902c2
 def _sections(path: Path) -> dict[str, dict]:
     "All sections of a file, by name."
-    try: found = tomllib.loads(path.read_text(encoding='utf-8'))
-    except tomllib.TOMLDecodeError as e: raise LogocentricError(f'{path.name} is not TOML: {e}') from e
+    found = read_toml(path)
     if unknown := set(found) - set(_SECTIONS):
         names = ', '.join(sorted(unknown))
         raise LogocentricError(f'{path.name}: unknown section {names}; there are {", ".join(_SECTIONS)}')

@@ -228,7 +228,7 @@ class TagTokenizer(Stage):
     vocabulary: int  # tokens
     seed: int
 
-    def read(self, folder): return PreTrainedTokenizerFast.from_pretrained(folder)
+    def read(self, folder): return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
 
 # %% ../../nbs/77_tagging_stages.ipynb #bc82c544
 @patch

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
 from ..core import LogocentricError
-from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens
+from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens, open_end
 from .scoring import LabelScorer
 from .generation import answer_part, named_label
 from .pretrained import load_pretrained
@@ -36,11 +36,13 @@ def _template(prompt):
     return template
 
 # %% ../../nbs/64_reasoner.ipynb #rs000006
+def _without_end(description): return description.strip().rstrip(' .!?…') # of its last sentence
+
 def fill(prompt: str,      # a name in `PROMPTS`, or a template with `{description}`
          description: str  # of a sound
         ) -> str:
     "The question about one description."
-    return _template(prompt).replace('{description}', description.strip().rstrip('.')).rstrip(' ')
+    return _template(prompt).replace('{description}', _without_end(description)).rstrip(' ')
 
 # %% ../../nbs/64_reasoner.ipynb #2ce17124
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Reasoner(LabelScorer):
 
 @patch(cls_method=True)
 def from_pretrained(cls: Reasoner,
-                    name: str | Path, # a folder, a GGUF file, `smollm2`, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`
+                    name: str | Path, # a folder, a GGUF file, `smollm2`, or a name on the Hub, such as `gpt2-large`
                     **kwargs          # as of `load_pretrained`
                    ):
     "A pretrained reasoner."
@@ -206,20 +208,23 @@ def _refuse_twins(tokens, texts, owners):
             f'{other!r} and {text!r} have the same tokens: this model cannot tell them apart, leave one out')
 
 # %% ../../nbs/64_reasoner.ipynb #868b83f3
+def _places(sizes): # sizes: how many texts the labels have
+    "Which texts belong to each label, `(labels, most texts of one)`, padded with the number of all texts."
+    return pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True, padding_value=sum(sizes))
+
+# %% ../../nbs/64_reasoner.ipynb #671917ea
 class _LabelTree:
-    "Labels as one rule reads them."
-    def __init__(self, tokenizer, labels, rule, end):
+    "Labels as one rule reads them behind prompts."
+    def __init__(self, tokenizer, labels, rule, end, prompt=''):
         aliases, self.rule = label_aliases(labels), RULES[rule]
         texts, owners = [t for ts in aliases.values() for t in ts], [l for l, ts in aliases.items() for _ in ts]
-        tokens = label_tokens(tokenizer, texts, end)
+        tokens = label_tokens(tokenizer, texts, end, prompt)
         _refuse_twins(tokens, texts, owners)
         self.labels, self.described = list(aliases), (tokens, texts, owners)     # as `_warn` takes them
         by_label = _rows_by_label(tokens, owners, self.rule)
         rows = [list(row) for several in by_label for row in several]
-        counted = [text + end for text in texts] if self.rule.unit == 'characters' else rows
-        self.trie, self.lengths = Trie(rows), torch.tensor(list(map(len, counted)))
-        of_labels = torch.arange(len(rows)).split(list(map(len, by_label)))
-        self.texts = pad_sequence(of_labels, batch_first=True, padding_value=len(rows))  # (labels, texts)
+        self.trie, self.texts = Trie(rows), _places(list(map(len, by_label)))
+        self.lengths = torch.tensor([len(t + end) for t in texts] if self.rule.unit == 'characters' else [*map(len, rows)])
 
 # %% ../../nbs/64_reasoner.ipynb #727b2f2f
 @patch
@@ -237,7 +242,8 @@ def compare(self: _LabelTree, scores, n): # n: how many of the scores are of des
     return self.rule.compare(scores[:n], scores if self.rule.baseline == 'batch' else scores[n:])
 
 # %% ../../nbs/64_reasoner.ipynb #73b7165e
-def _refuse_alone(rule, descriptions):
+def _refuse_rule(rule, descriptions):
+    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}, generate')
     if RULES[rule].baseline == 'batch' and len(descriptions) == 1: raise LogocentricError(
         f'rule {rule!r} compares descriptions with each other: ask about several at once, of clips of many kinds, '
         'or by another rule')
@@ -256,7 +262,7 @@ def _baseline_prompts(rule, prompt, premise, content_free):
     _refuse_unused(rule, premise=premise, content_free=content_free)
     if RULES[rule].baseline in (None, 'batch'): return {}
     if RULES[rule].baseline == 'premise':
-        return {'the premise': domain_premise(prompt) if premise is None else premise}
+        return {'the premise': domain_premise(prompt) if premise is None else premise.rstrip(' ')}
     texts = CONTENT_FREE if content_free is None else content_free
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts: raise LogocentricError(
@@ -265,19 +271,31 @@ def _baseline_prompts(rule, prompt, premise, content_free):
 
 # %% ../../nbs/64_reasoner.ipynb #6db7fd1b
 @patch
+def _score_all(self: Reasoner, texts, trees, batch_size): # texts as of `_rows`; open end → tree
+    "Scores of labels behind all prompts, each with the tree of its end."
+    rows = self._rows(texts, max(tree.trie.paths.shape[1] for tree in trees.values()) - 1)
+    ends = list(map(open_end, texts.values()))
+    places = {e: [i for i, end in enumerate(ends) if end == e] for e in trees}
+    parts = [self.score_tree([rows[i] for i in places[e]], tree.trie, tree.score, batch_size)
+             for e, tree in trees.items()]
+    return torch.cat(parts)[torch.tensor(sum(places.values(), [])).argsort()]
+
+
+
+# %% ../../nbs/64_reasoner.ipynb #4f602176
+@patch
 def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None,
             end=''):
     "What `reason` returns; empty descriptions are welcome."
-    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}, generate')
-    _refuse_alone(rule, descriptions)
-    tree = _LabelTree(self.tokenizer, labels, rule, end)
+    _refuse_rule(rule, descriptions)
     texts = {f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}
-    baseline = _baseline_prompts(rule, prompt, premise, content_free)
-    rows = self._rows(texts | baseline, tree.trie.paths.shape[1] - 1)
+    asked = texts | _baseline_prompts(rule, prompt, premise, content_free)
+    ends = dict.fromkeys(map(open_end, asked.values())) or ['']
+    trees = {e: _LabelTree(self.tokenizer, labels, rule, end, e) for e in ends}
+    tree = next(iter(trees.values()))
     _warn(rule, *tree.described)
     if not descriptions: return Scores(np.zeros((0, len(tree.labels)), np.float32), tree.labels)
-    scores = self.score_tree(rows, tree.trie, tree.score, batch_size)
-    return Scores(tree.compare(scores, len(texts)).numpy(), tree.labels)
+    return Scores(tree.compare(self._score_all(asked, trees, batch_size), len(texts)).numpy(), tree.labels)
 
 # %% ../../nbs/64_reasoner.ipynb #0940c0bb
 @dataclass
@@ -313,7 +331,7 @@ def _refuse_empty(descriptions):
     descriptions = [descriptions] if isinstance(descriptions, str) else list(descriptions)
     for i, d in enumerate(descriptions):
         if not isinstance(d, str): raise LogocentricError(f'description {i} is no text: {d!r}')
-        if not d.strip().rstrip('.'): raise LogocentricError(
+        if not _without_end(d): raise LogocentricError(
             f'description {i} is empty: leave it out, or use `prior` to ask without one')
     return descriptions
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 import torch
 from ..cache import cached_folder
-from ..core import LogocentricError, home, load_asset
+from ..core import LogocentricError, home, load_asset, loading_model
 from ..fetch import model_card, need_fetched
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,26 +23,26 @@ def _gguf_file(name):
     if path.suffix == '.gguf' and path.is_file(): return path
     if not path.is_dir() or (path/'config.json').is_file(): return None
     found = sorted(path.glob('*.gguf'))
-    if len(found) > 1: raise LogocentricError(f'{path} holds {len(found)} GGUF files: name one of them, such as {found[0]}')
+    if len(found) > 1: raise LogocentricError(
+        f'{path} holds {len(found)} GGUF files: name one of them, such as {found[0]}')
     return found[0] if found else None
 
 # %% ../../nbs/637_pretrained.ipynb #9b2180a8
 @lru_cache(maxsize=2)
 def _read_gguf(auto, file, changed, **kwargs): # changed: when, so that another file under this name is read anew
+    source = dict(gguf_file=file.name, trust_remote_code=False)
     with redirect_stderr(io.StringIO()): # bars
-        model = auto.from_pretrained(file.parent, gguf_file=file.name, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = auto.from_pretrained(file.parent, **source, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     return model, tokenizer
 
 # %% ../../nbs/637_pretrained.ipynb #dff452dd
 def _read(auto, name, **kwargs):
-    if file := _gguf_file(name):
-        try: return _read_gguf(auto, file.resolve(), file.stat().st_mtime_ns, **kwargs)
-        except Exception as error: raise ValueError(f'{type(error).__name__} in {file}: {error}') from error # or half a file
-    untrusted = dict(trust_remote_code=False)
-    return auto.from_pretrained(name, **untrusted, **kwargs), AutoTokenizer.from_pretrained(name, **untrusted)
+    if file := _gguf_file(name): return _read_gguf(auto, file.resolve(), file.stat().st_mtime_ns, **kwargs)
+    model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 # %% ../../nbs/637_pretrained.ipynb #11dbaf60
 def _plain_folder(name):
@@ -50,14 +50,18 @@ def _plain_folder(name):
     folder = need_fetched(name)
     if not (file := _gguf_file(folder)): return folder
     def make(to):
+        parts = _read_gguf.__wrapped__(AutoModelForCausalLM, file, 0, dtype=torch.float32)
         with redirect_stderr(io.StringIO()): # bars
-            for part in _read_gguf.__wrapped__(AutoModelForCausalLM, file, 0, dtype=torch.float32): part.save_pretrained(to)
+            for part in parts: part.save_pretrained(to)
         (to/'README.md').write_text(model_card(name) + '\nDe-quantised.\n', encoding='utf-8')
     return cached_folder('dequantised', load_asset('models.toml')[name], make)
 
 # %% ../../nbs/637_pretrained.ipynb #d84142c3
 @lru_cache(maxsize=2)
 def _read_fetched(auto, name, home, **kwargs): return _read(auto, _plain_folder(name), **kwargs)  # once for a home
+
+# %% ../../nbs/637_pretrained.ipynb #2e177a0f
+def _is_fetched_by_name(name): return name in load_asset('models.toml') and not Path(name).exists()
 
 # %% ../../nbs/637_pretrained.ipynb #0ddd37cb
 def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM`, `AutoModel`
@@ -67,10 +71,6 @@ def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM
                    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     "A pretrained model and its tokenizer, in single precision unless `dtype` says otherwise."
     kwargs.setdefault('dtype', torch.float32)
-    try:
-        if name in load_asset('models.toml') and not Path(name).exists():
-            return _read_fetched(auto, name, home(), **kwargs)
-        return _read(auto, name, **kwargs)
-    except (OSError, ValueError, ImportError) as error: raise LogocentricError(
-        f'no {what} {str(name)!r}: neither a folder with a model and its tokenizer, nor a GGUF file, nor to be had from '
-        f'the Hub ({str(error).splitlines()[0]})') from error
+    with loading_model(what, name, 'neither a model with its tokenizer, in a folder or a GGUF file, nor on the Hub'):
+        if not _is_fetched_by_name(name): return _read(auto, name, **kwargs)
+        return _read_fetched(auto, name, home(), **kwargs)

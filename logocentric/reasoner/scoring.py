@@ -308,8 +308,8 @@ def score_tree(self: LabelScorer,
               ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
     "Log-probability of every node after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
+    read = lambda part: keep(self._read_batch(part, trie))
     with _share(self, rows):
         for batch in self._batches(rows, batch_size):
-            parts = halve_on_oom(lambda part: keep(self._read_batch(part, trie)), batch, 'prompts')
-            found |= dict(zip(batch, torch.cat(parts)))
+            found |= dict(zip(batch, torch.cat(halve_on_oom(read, batch, 'prompts'))))
     return torch.stack([found[tuple(row)] for row in rows])
