@@ -182,7 +182,8 @@ def gguf_tensor(name, weight, kind):
 def write_gguf(path, model, tokenizer, kind):
     c, w, words = model.config, gguf.GGUFWriter(path, 'llama'), tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     w.add_context_length(c.max_position_embeddings); w.add_embedding_length(c.hidden_size)
-    w.add_vocab_size(c.vocab_size); w.add_layer_norm_rms_eps(c.rms_norm_eps); w.add_block_count(c.num_hidden_layers); w.add_feed_forward_length(c.intermediate_size); w.add_rope_freq_base(1e4)
+    w.add_vocab_size(c.vocab_size); w.add_layer_norm_rms_eps(c.rms_norm_eps)
+    w.add_block_count(c.num_hidden_layers); w.add_feed_forward_length(c.intermediate_size); w.add_rope_freq_base(1e4)
     w.add_head_count(c.num_attention_heads); w.add_head_count_kv(c.num_key_value_heads)
     w.add_tokenizer_model('gpt2'); w.add_token_list(words)
     w.add_token_types([3 if t in tokenizer.all_special_tokens else 1 for t in words])

@@ -224,7 +224,8 @@ class _LabelTree:
         by_label = _rows_by_label(tokens, owners, self.rule)
         rows = [list(row) for several in by_label for row in several]
         self.trie, self.texts = Trie(rows), _places(list(map(len, by_label)))
-        self.lengths = torch.tensor([len(t + end) for t in texts] if self.rule.unit == 'characters' else [*map(len, rows)])
+        counted = [text + end for text in texts] if self.rule.unit == 'characters' else rows
+        self.lengths = torch.tensor(list(map(len, counted)))
 
 # %% ../../nbs/64_reasoner.ipynb #727b2f2f
 @patch

@@ -301,11 +301,11 @@ def _read_batch(self: LabelScorer, rows: list[tuple[int, ...]], trie: Trie) -> t
 # %% ../../nbs/63_scoring.ipynb #90845d19
 @patch
 def score_tree(self: LabelScorer,
-               rows: list[list[int]],          # token ids of the prompts
+               rows: list[list[int]],          # tokens of prompts
                trie: Trie,                     # the labels
-               reduce: Callable | None = None, # (prompts, nodes) → what is kept of a batch; all by default
+               reduce: Callable | None = None, # (prompts, nodes) → what is kept; all by default
                batch_size: int | None = None   # prompts at a time; by default 8 on a CPU, else 64
-              ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes of it
+              ) -> torch.Tensor:               # (prompts, nodes) or what `reduce` makes
     "Log-probability of every node after its ancestors, behind every prompt; that of the root is 0."
     keep, found = reduce or (lambda logp: logp), {}
     read = lambda part: keep(self._read_batch(part, trie))
