@@ -100,7 +100,7 @@ def model_path(kind: str, # `captioner`, `reasoner` or `ear`
 def load_asset(name: str # file name, such as 'facts.toml'
               ) -> dict: # its order is the file's
     "A table that ships with the package."
-    return read_toml(shipped_path(name))
+    return tomllib.loads(shipped_path(name).read_text(encoding='utf-8'))
 
 # %% ../nbs/00_core.ipynb #2242d928
 def set_seed(seed: int  # seeds Python, NumPy and torch

@@ -92,7 +92,8 @@ def test_scores_do_not_see_case_or_punctuation():
     for metric in SENTENCES.values(): assert np.array_equal(metric(loud, REFERENCES), metric(CAPTIONS, REFERENCES))
 
 
-FOREIGN = ['Une mélodie très douce, jouée à la flûte', "it's a naïve waltz; Björk's voice", 'हिन्दी गीत, धीमा', 'off-beat forró']
+FOREIGN = ['Une mélodie très douce, jouée à la flûte', "it's a naïve waltz; Björk's voice", 'हिन्दी गीत, धीमा',
+           'off-beat forró']
 
 @pytest.mark.parametrize('written', [
     lambda t: unicodedata.normalize('NFD', t), str.upper, lambda t: unicodedata.normalize('NFD', t.upper()),
@@ -117,7 +118,8 @@ def test_what_is_no_letter_does_not_split_a_word():
 
 
 def test_words_of_plain_text_are_as_they_were():
-    texts = [describe_clip(corpus_clip(1, i), 0) for i in range(40)] + [bytes(range(128)).decode(), 'naïve ½ m² Ⅷ ﬁ']
+    texts = [describe_clip(corpus_clip(1, i), 0) for i in range(40)]
+    texts += [bytes(range(128)).decode(), 'naïve ½ m² Ⅷ ﬁ']
     for text in texts: assert caption_words(text) == re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", text.lower())
 
 

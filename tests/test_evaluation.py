@@ -41,7 +41,8 @@ def test_similarity_is_the_mean_over_references():
 
 def test_what_is_no_caption_is_named_by_every_score():
     truth = TRUTH.iloc[:2]
-    calls = [vocabulary, lambda c: novelty_tallies(c, TRAINING), lambda c: embedding_similarity(c, ['a', 'b'], Letters()),
+    calls = [vocabulary, lambda c: novelty_tallies(c, TRAINING),
+             lambda c: embedding_similarity(c, ['a', 'b'], Letters()),
              lambda c: attribute_table(c, truth, dict, ['lead']), lambda c: attribute_values(c, truth, dict, ['lead']),
              lambda c: attribute_tally(c, truth, dict, ['lead'])]
     for call in calls:

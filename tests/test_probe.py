@@ -1,9 +1,10 @@
 "Probes: features that do not depend on neighbours, settings that never see the test clips, and HEAR's contract."
-import copy, json, math
+import copy, importlib, json, math, sys, types
 from dataclasses import replace
+from importlib.util import find_spec
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from logocentric.captioner.bridges import pool
-from logocentric.core import LogocentricError, shared_path, write_json
+from logocentric.core import LogocentricError, shared_path, shipped_path, write_json
 from logocentric.data.corpus import Corpus
 from logocentric.data.difficulty import logmel_statistics
 from logocentric.audio.frontend import FrontendConfig, LogMel
@@ -516,3 +517,24 @@ def test_silence_and_wrong_shapes(encoder):
     for n in (1, 100, 16_000): assert get_scene_embeddings(torch.zeros(2, n), model).isfinite().all()
     with pytest.raises(LogocentricError, match='sounds, samples'): get_scene_embeddings(torch.zeros(100), model)
     with pytest.raises(LogocentricError, match='without samples'): get_scene_embeddings(torch.zeros(1, 0), model)
+
+def test_hear_without_a_file_loads_the_encoder_that_ships(tmp_path):
+    audio = sound(1.)*.1
+    given, default = load_model(save_encoder(*load_encoder(), tmp_path/'ear')), load_model()
+    assert isinstance(default, HearModel) and not default.training
+    assert torch.equal(get_scene_embeddings(audio, default), get_scene_embeddings(audio, given))
+
+@pytest.mark.slow
+@pytest.mark.parametrize('place', ['', shipped_path('ear')], ids=['default', 'folder'])
+@pytest.mark.filterwarnings('ignore:We suggest a interval between timestamps')  # 50 ms, for transcription; ours is 80
+def test_the_validator_of_hear_passes(place, capsys):
+    "The package asks for TensorFlow at its first line, and has no use for it where a model is of torch."
+    if find_spec('hearvalidator') is None:
+        pytest.skip('no hearvalidator: pip install --no-deps hearvalidator==2021.0.2')
+    tensorflow = types.ModuleType('tensorflow'); tensorflow.Module = type('Module', (), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, 'tensorflow', tensorflow)
+        validate = importlib.import_module('hearvalidator.validate')
+    validate.ValidateModel('logocentric.encoder.audio_encoder', str(place), 'cpu')()
+    said = capsys.readouterr().out
+    assert 'Checking get_scene_embeddings' in said and 'Received timestamps of shape' in said

@@ -1,9 +1,10 @@
 "Published encoders in ours: against a plain forward pass that knows nothing of our classes."
-import math
+import ast, json, math, re
 from argparse import Namespace
+from pathlib import Path
 import numpy as np, pytest, torch
 import torch.nn.functional as F
-from logocentric.core import LogocentricError, set_seed
+from logocentric.core import LogocentricError, set_seed, shipped_path
 from logocentric.audio.frontend import FrontendConfig, LogMel
 from logocentric.encoder.audio_encoder import load_encoder, save_encoder
 from logocentric.encoder.mae import MAEConfig, MAEEncoder, MAEModel
@@ -300,3 +301,70 @@ def test_read_checkpoint_tells_weights_from_the_rest():
     state = checkpoint('m2d', True)
     weights, stats = read_checkpoint(dict(model=state, epoch=3))
     assert set(weights) == set(state) - {'norm_stats'} and torch.equal(stats, state['norm_stats'])
+
+
+# --- what others wrote is data: it runs no code, and ours tells nobody where it was made
+
+ROOT = Path(__file__).resolve().parents[1]
+
+def code_of(path):
+    text = path.read_text(encoding='utf-8')
+    if 'from_pretrained' not in text: return ''
+    if path.suffix == '.py': return text
+    cells = [''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'code']
+    return '\n'.join(re.sub(r'(?m)^(\s*)[%!].*', r'\1pass', cell) for cell in cells)
+
+def loads_of_transformers(tree):
+    "Calls of `from_pretrained` on a class of transformers, or on what may be one."
+    theirs = {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
+              and (n.module or '').partition('.')[0] == 'transformers' for a in n.names} | {'auto', 'cls'}
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, 'attr', '') == 'from_pretrained']
+    return [c for c in calls if ast.unparse(c.func.value) in theirs or ast.unparse(c.func.value).startswith('super(')]
+
+def test_no_model_of_others_brings_code():
+    files = [*ROOT.glob('logocentric/**/*.py'), *ROOT.glob('tools/*.py'), *ROOT.glob('nbs/**/*.ipynb')]
+    calls = [(path.name, call) for path in files if '.ipynb_checkpoints' not in path.parts
+             for call in loads_of_transformers(ast.parse(code_of(path)))]
+    trusted = [(name, ast.unparse(call)) for name, call in calls
+               if 'trust_remote_code=False' not in map(ast.unparse, call.keywords)]
+    assert len(calls) > 20 and not trusted
+
+
+def test_a_tokenizer_or_model_that_asks_for_its_own_code_is_refused(tmp_path):
+    from logocentric.reasoner.model import Reasoner
+    Reasoner.from_pretrained(shipped_path('reasoner')).save_pretrained(tmp_path)
+    (tmp_path/'own.py').write_text(f"open({str(tmp_path/'it_ran')!r}, 'w')\nclass Own: pass\n")
+    for name, auto in dict(config=dict(AutoConfig='own.Own', AutoModelForCausalLM='own.Own'),
+                           tokenizer_config=dict(AutoTokenizer=['own.Own', None])).items():
+        file = tmp_path/f'{name}.json'
+        file.write_text(json.dumps(json.loads(file.read_text()) | dict(auto_map=auto, model_type='own',
+                                                                       tokenizer_class='Own')))
+    with pytest.raises(LogocentricError, match=str(tmp_path)): Reasoner.from_pretrained(tmp_path)
+    assert not (tmp_path/'it_ran').exists()
+
+
+def test_what_is_saved_does_not_say_where_it_was_made(tmp_path):
+    from logocentric.captioner.adapt import adapt, save_adapter
+    from logocentric.captioner.model import Captioner
+    from logocentric.encoder.audio_encoder import save_encoder
+    place = tmp_path/'somebodys-own-folder'
+    shipped = Captioner.from_pretrained(shipped_path('captioner'))
+    shipped.decoder.save_pretrained(place/'gpt2'); shipped.tokenizer.save_pretrained(place/'gpt2')
+    encoder = load_encoder(save_encoder(*load_encoder(), place/'ear'))
+    captioner = Captioner.from_parts(encoder.encoder.requires_grad_(False), place/'gpt2', frontend=encoder.frontend)
+    captioner.save_pretrained(tmp_path/'captioner'); save_encoder(*encoder, tmp_path/'encoder')
+    save_adapter(adapt(captioner, 'lora'), tmp_path/'adapter'); captioner.save_pretrained(tmp_path/'merged')
+    written = [p for p in tmp_path.rglob('*') if p.is_file() and place not in p.parents]
+    assert len(written) > 12 and not [p for p in written if place.name.encode() in p.read_bytes()]
+    configs = [p for p in (ROOT/'logocentric'/'assets').rglob('*.json')]
+    assert configs and not [p for p in configs if re.search(r'"(/|[A-Z]:|~)[^"\s]', p.read_text(encoding='utf-8'))]
+
+
+def test_names_are_text_in_the_report():
+    from logocentric.pipeline.report import _page
+    body = ('# <script>alert(1)</script>\n\n| system | N |\n|---|---|\n| <img src=x onerror=alert(2)> & "co" | 3 |\n\n'
+            '<iframe src="x">\n\n[click](javascript:alert(3)) ![fig](figures/a.png)\n')
+    html = _page(body)
+    for tag in ('<script', '<img src=x', '<iframe', 'href="javascript:'): assert tag not in html.lower(), tag
+    assert '&lt;script&gt;' in html and '&lt;img src=x onerror=alert(2)&gt; &amp; &quot;co&quot;' in html
+    assert '<table>' in html and 'src="figures/a.png"' in html

@@ -576,7 +576,8 @@ def test_a_space_parts_label_and_prompt_unless_the_prompt_is_open(some_tokenizer
         elif plain(f'x {prompt}{label}')[:len(before)] == before: assert before + ids == plain(f'x {prompt}{label}')
 
 
-@pytest.mark.parametrize('prompt', ['{description}. So its genre is "', 'Genre of something {description}:\n', '({description}) ('])
+@pytest.mark.parametrize('prompt', ['{description}. So its genre is "', 'Genre of something {description}:\n',
+                                    '({description}) ('])
 def test_labels_behind_an_open_prompt_are_scored_exactly(tokenizer, prompt):
     model, labels = tiny('gpt_neo', len(tokenizer)), ['jazz', 'rock', 'rock and roll']
     def brute(d, label):

@@ -322,7 +322,7 @@ def _encoder(encoder):
 # %% ../../nbs/51_captioner.ipynb #c654f85b
 def _agree(encoder, decoder, frontend, tokenizer):
     encoder.config.pad_value = (frontend.silence - frontend.mean)/frontend.std
-    for part in (encoder, decoder): part.name_or_path = part.config.name_or_path = '' # a folder here is nobody's business
+    for part in (encoder, decoder): part.name_or_path = part.config.name_or_path = '' # where they lay
     for key, token in _special_tokens(tokenizer).items(): setattr(decoder.config, key, token)
 
 # %% ../../nbs/51_captioner.ipynb #6a394db2

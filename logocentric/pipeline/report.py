@@ -177,7 +177,7 @@ STYLE = ('body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto
 # %% ../../nbs/81_report.ipynb #e92f0568
 def _page(body: str) -> str: # HTML
     head = f'<!doctype html><meta charset="utf-8"><title>logocentric</title><style>{STYLE}</style>'
-    return head + MarkdownWithMath(IPythonRenderer(escape=True)).render(body)
+    return head + MarkdownWithMath(IPythonRenderer(escape=True, allow_harmful_protocols=False)).render(body)
 
 # %% ../../nbs/81_report.ipynb #d477248b
 def report(setup: Setup) -> Path: # the Markdown file; an HTML file lies beside it

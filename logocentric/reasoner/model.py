@@ -213,14 +213,18 @@ def _places(sizes): # sizes: how many texts the labels have
     return pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True, padding_value=sum(sizes))
 
 # %% ../../nbs/64_reasoner.ipynb #671917ea
+def _texts_of(aliases): # label → texts: the texts, and the label of each
+    return [t for ts in aliases.values() for t in ts], [l for l, ts in aliases.items() for _ in ts]
+
+# %% ../../nbs/64_reasoner.ipynb #43fed1eb
 class _LabelTree:
-    "Labels as one rule reads them behind prompts."
-    def __init__(self, tokenizer, labels, rule, end, prompt=''):
+    "Labels as one rule reads them."
+    def __init__(self, tokenizer, labels, rule, end, prompt=''): # the last two as of `label_tokens`
         aliases, self.rule = label_aliases(labels), RULES[rule]
-        texts, owners = [t for ts in aliases.values() for t in ts], [l for l, ts in aliases.items() for _ in ts]
+        texts, owners = _texts_of(aliases)
         tokens = label_tokens(tokenizer, texts, end, prompt)
         _refuse_twins(tokens, texts, owners)
-        self.labels, self.described = list(aliases), (tokens, texts, owners)     # as `_warn` takes them
+        self.labels, self.described = list(aliases), (tokens, texts, owners) # for `_warn`
         by_label = _rows_by_label(tokens, owners, self.rule)
         rows = [list(row) for several in by_label for row in several]
         self.trie, self.texts = Trie(rows), _places(list(map(len, by_label)))
@@ -272,10 +276,8 @@ def _baseline_prompts(rule, prompt, premise, content_free):
 
 # %% ../../nbs/64_reasoner.ipynb #6db7fd1b
 @patch
-def _score_all(self: Reasoner, texts, trees, batch_size): # texts as of `_rows`; open end → tree
+def _score_all(self: Reasoner, rows, ends, trees, batch_size): # rows of prompts, their open ends; open end → tree
     "Scores of labels behind all prompts, each with the tree of its end."
-    rows = self._rows(texts, max(tree.trie.paths.shape[1] for tree in trees.values()) - 1)
-    ends = list(map(open_end, texts.values()))
     places = {e: [i for i, end in enumerate(ends) if end == e] for e in trees}
     parts = [self.score_tree([rows[i] for i in places[e]], tree.trie, tree.score, batch_size)
              for e, tree in trees.items()]
@@ -285,18 +287,23 @@ def _score_all(self: Reasoner, texts, trees, batch_size): # texts as of `_rows`;
 
 # %% ../../nbs/64_reasoner.ipynb #4f602176
 @patch
+def _trees(self: Reasoner, labels, rule, end, ends): # open ends of prompts → their trees
+    return {e: _LabelTree(self.tokenizer, labels, rule, end, e) for e in dict.fromkeys(ends or [''])}
+
+# %% ../../nbs/64_reasoner.ipynb #109cb36a
+@patch
 def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None,
             end=''):
-    "What `reason` returns; empty descriptions are welcome."
+    "As `reason`; descriptions may be empty."
     _refuse_rule(rule, descriptions)
     texts = {f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}
     asked = texts | _baseline_prompts(rule, prompt, premise, content_free)
-    ends = dict.fromkeys(map(open_end, asked.values())) or ['']
-    trees = {e: _LabelTree(self.tokenizer, labels, rule, end, e) for e in ends}
-    tree = next(iter(trees.values()))
+    trees = self._trees(labels, rule, end, ends := list(map(open_end, asked.values())))
+    rows = self._rows(asked, max(t.trie.paths.shape[1] for t in trees.values()) - 1)
+    tree = [*trees.values()][0]
     _warn(rule, *tree.described)
     if not descriptions: return Scores(np.zeros((0, len(tree.labels)), np.float32), tree.labels)
-    return Scores(tree.compare(self._score_all(asked, trees, batch_size), len(texts)).numpy(), tree.labels)
+    return Scores(tree.compare(self._score_all(rows, ends, trees, batch_size), len(texts)).numpy(), tree.labels)
 
 # %% ../../nbs/64_reasoner.ipynb #0940c0bb
 @dataclass
