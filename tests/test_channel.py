@@ -16,7 +16,7 @@ WORDS = ('The the genre of music is feels jazz blues rock swing calm loud a very
 def reasoner(word_tokenizer):
     torch.manual_seed(0)
     tokenizer = word_tokenizer(WORDS)
-    config = GPT2Config(len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
     return Reasoner(GPT2LMHeadModel(config).eval(), tokenizer)
 
 
