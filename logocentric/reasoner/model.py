@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'RULES', 'CONTENT_FREE', 'fill', 'ScoringRule', 'domain_premise', 'LabelWarning', 'Scores',
-           'log_mean_probability', 'load_pretrained', 'Reasoner']
+           'log_mean_probability', 'Reasoner', 'Answers']
 
 # %% ../../nbs/64_reasoner.ipynb #9973a5e3
 import math, re, warnings
@@ -18,7 +18,9 @@ from scipy.special import log_softmax, logsumexp
 from ..core import LogocentricError
 from .labels import Trie, collisions, label_aliases, label_prefixes, label_tokens
 from .scoring import LabelScorer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from .generation import answer_part, named_label
+from .pretrained import load_pretrained
+from transformers import AutoModelForCausalLM
 
 # %% ../../nbs/64_reasoner.ipynb #e91cf75b
 PROMPTS = {
@@ -47,12 +49,13 @@ class ScoringRule:
     reduce: Callable                # (…, texts, tokens), padded with 0, and the texts' lengths → (…, texts)
     join: Callable                  # (…, labels, texts of a label), padded with -inf → (…, labels)
     tokens: int | None = None       # how many tokens of a text are read; all by default
-    baseline: str | None = None     # what the score is compared with: `premise` or `content_free`
+    unit: str = 'tokens'            # what the length of a text is counted in: `tokens` or `characters`
+    baseline: str | None = None     # what the score is compared with: `premise`, `content_free`, or the whole `batch`
     compare: Callable | None = None # scores, (descriptions, labels), and those of the baseline → (descriptions, labels)
 
 # %% ../../nbs/64_reasoner.ipynb #be2a123c
 def _total(logp, lengths): return logp.sum(-1)
-def _per_token(logp, lengths): return logp.sum(-1)/lengths
+def _per_unit(logp, lengths): return logp.sum(-1)/lengths
 def _any(scores): return scores.logsumexp(-1)
 def _best(scores): return scores.amax(-1)
 
@@ -63,10 +66,14 @@ def _calibrate(asked, content_free):
     without = content_free.log_softmax(-1)
     return asked.log_softmax(-1) - (without.logsumexp(0) - math.log(len(without)))
 
+def _centre(asked, batch): return asked - batch.mean(0)
+
 # %% ../../nbs/64_reasoner.ipynb #rs000008
 RULES = dict(first_token=ScoringRule(_total, _any, tokens=1), sum=ScoringRule(_total, _any),
-             mean=ScoringRule(_per_token, _best), pmi=ScoringRule(_total, _any, baseline='premise', compare=_pmi),
-             calibrated=ScoringRule(_total, _any, baseline='content_free', compare=_calibrate))
+             mean=ScoringRule(_per_unit, _best), per_character=ScoringRule(_per_unit, _best, unit='characters'),
+             pmi=ScoringRule(_total, _any, baseline='premise', compare=_pmi),
+             calibrated=ScoringRule(_total, _any, baseline='content_free', compare=_calibrate),
+             batch_calibrated=ScoringRule(_total, _any, baseline='batch', compare=_centre))
 
 # %% ../../nbs/64_reasoner.ipynb #af697db9
 CONTENT_FREE = ('N/A', '[MASK]', '')
@@ -125,8 +132,9 @@ def frame(self: Scores) -> pd.DataFrame:
 # %% ../../nbs/64_reasoner.ipynb #rs000011
 @patch(as_prop=True)
 def predictions(self: Scores) -> list[str]:
-    "The best label of every description."
-    return [self.labels[i] for i in self.values.argmax(1)]
+    "The best label of every description; `None` where no label has a score."
+    best = [self.labels[i] for i in self.values.argmax(1)]
+    return [label if some else None for label, some in zip(best, np.isfinite(self.values).any(1))]
 
 # %% ../../nbs/64_reasoner.ipynb #rs000013
 @patch(as_prop=True)
@@ -142,25 +150,12 @@ def log_mean_probability(values: np.ndarray, # scores, (…, labels)
     return logsumexp(log_softmax(values, -1), axis) - np.log(values.shape[axis])
 
 # %% ../../nbs/64_reasoner.ipynb #8ec7cc9e
-def load_pretrained(auto: type,       # of `transformers`: `AutoModelForCausalLM`, `AutoModel`
-                    what: str,        # kind of model, for an error
-                    name: str | Path, # a folder, or a name on the Hub
-                    **kwargs          # for `auto.from_pretrained`, e.g. `dtype`
-                   ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    "A pretrained model and its tokenizer, in single precision unless `dtype` says otherwise."
-    kwargs.setdefault('dtype', torch.float32)
-    try: return auto.from_pretrained(name, **kwargs), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error: raise LogocentricError(
-        f'no {what} {str(name)!r}: neither a folder with a model and its tokenizer, nor to be had from the Hub '
-        f'({str(error).splitlines()[0]})') from error
-
-# %% ../../nbs/64_reasoner.ipynb #l0aded01
 class Reasoner(LabelScorer):
     "A frozen causal language model that answers prompts by scoring labels."
 
 @patch(cls_method=True)
 def from_pretrained(cls: Reasoner,
-                    name: str | Path, # a folder, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`, `gpt2-large`
+                    name: str | Path, # a folder, a GGUF file, `smollm2`, or a name on the Hub: `EleutherAI/gpt-neo-1.3B`
                     **kwargs          # as of `load_pretrained`
                    ):
     "A pretrained reasoner."
@@ -221,7 +216,8 @@ class _LabelTree:
         self.labels, self.described = list(aliases), (tokens, texts, owners)     # as `_warn` takes them
         by_label = _rows_by_label(tokens, owners, self.rule)
         rows = [list(row) for several in by_label for row in several]
-        self.trie, self.lengths = Trie(rows), torch.tensor(list(map(len, rows)))
+        counted = [text + end for text in texts] if self.rule.unit == 'characters' else rows
+        self.trie, self.lengths = Trie(rows), torch.tensor(list(map(len, counted)))
         of_labels = torch.arange(len(rows)).split(list(map(len, by_label)))
         self.texts = pad_sequence(of_labels, batch_first=True, padding_value=len(rows))  # (labels, texts)
 
@@ -237,7 +233,14 @@ def score(self: _LabelTree, logp: torch.Tensor # of every node, (prompts, nodes)
 @patch
 def compare(self: _LabelTree, scores, n): # n: how many of the scores are of descriptions; the rest are the baseline's
     "Scores of descriptions after comparison with those of a baseline."
-    return self.rule.compare(scores[:n], scores[n:]) if self.rule.compare else scores
+    if not self.rule.compare: return scores
+    return self.rule.compare(scores[:n], scores if self.rule.baseline == 'batch' else scores[n:])
+
+# %% ../../nbs/64_reasoner.ipynb #73b7165e
+def _refuse_alone(rule, descriptions):
+    if RULES[rule].baseline == 'batch' and len(descriptions) == 1: raise LogocentricError(
+        f'rule {rule!r} compares descriptions with each other: ask about several at once, of clips of many kinds, '
+        'or by another rule')
 
 # %% ../../nbs/64_reasoner.ipynb #90faaff7
 def _refuse_unused(rule, **given):
@@ -251,7 +254,7 @@ def _refuse_unused(rule, **given):
 def _baseline_prompts(rule, prompt, premise, content_free):
     "The prompts that a rule compares with: what each is, for an error, and how it reads."
     _refuse_unused(rule, premise=premise, content_free=content_free)
-    if RULES[rule].baseline is None: return {}
+    if RULES[rule].baseline in (None, 'batch'): return {}
     if RULES[rule].baseline == 'premise':
         return {'the premise': domain_premise(prompt) if premise is None else premise}
     texts = CONTENT_FREE if content_free is None else content_free
@@ -265,7 +268,8 @@ def _baseline_prompts(rule, prompt, premise, content_free):
 def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None, premise=None, content_free=None,
             end=''):
     "What `reason` returns; empty descriptions are welcome."
-    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}')
+    if rule not in RULES: raise LogocentricError(f'{rule!r} is no rule: give one of {", ".join(RULES)}, generate')
+    _refuse_alone(rule, descriptions)
     tree = _LabelTree(self.tokenizer, labels, rule, end)
     texts = {f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}
     baseline = _baseline_prompts(rule, prompt, premise, content_free)
@@ -274,6 +278,34 @@ def _answer(self: Reasoner, descriptions, labels, prompt, rule, batch_size=None,
     if not descriptions: return Scores(np.zeros((0, len(tree.labels)), np.float32), tree.labels)
     scores = self.score_tree(rows, tree.trie, tree.score, batch_size)
     return Scores(tree.compare(scores, len(texts)).numpy(), tree.labels)
+
+# %% ../../nbs/64_reasoner.ipynb #0940c0bb
+@dataclass
+class Answers(Scores):
+    "Labels that a model named in its own words."
+    texts: list[str]    # what it wrote about each description
+
+@patch(as_prop=True)
+def silent(self: Answers) -> float:
+    "The share of the descriptions about which no label was named."
+    return self.predictions.count(None)/max(1, len(self.texts))
+
+# %% ../../nbs/64_reasoner.ipynb #527d9a25
+@patch(as_prop=True)
+def probabilities(self: Answers) -> pd.DataFrame:
+    "1 for the label that was named; a row of 0 where none was."
+    return np.exp(self.frame)
+
+# %% ../../nbs/64_reasoner.ipynb #e3e81f4a
+@patch
+def _written(self: Reasoner, descriptions, labels, prompt, tokens, batch_size=None):
+    "What `reason` returns by the rule `generate`."
+    aliases = label_aliases(labels)
+    rows = self._rows({f'description {i}': fill(prompt, d) for i, d in enumerate(descriptions)}, tokens)
+    texts = [answer_part(text) for text in self.write(rows, tokens, batch_size)]
+    named = [[named_label(text, aliases) == label for label in aliases] for text in texts]
+    named = np.array(named, dtype=bool).reshape(len(texts), len(aliases))
+    return Answers(np.where(named, 0, -np.inf).astype(np.float32), list(aliases), texts)
 
 # %% ../../nbs/64_reasoner.ipynb #rs000024
 def _refuse_empty(descriptions):
@@ -291,14 +323,16 @@ def reason(self: Reasoner,                           # long: one line for each t
            descriptions: list[str],                  # of sounds
            labels: list[str] | dict[str, list[str]], # possible answers: words, or label → texts that mean it
            prompt: str = 'tables',                   # a name in `PROMPTS`, or a template with `{description}`
-           rule: str = 'first_token',                # a name in `RULES`
+           rule: str = 'first_token',                # a name in `RULES`, or `generate`
            batch_size: int | None = None,            # prompts at a time; by default 8 on a CPU, 64 elsewhere
            premise: str | None = None,               # for `pmi`: by default `domain_premise`
            content_free: list[str] | None = None,    # for `calibrated`: by default `CONTENT_FREE`
-           end: str = ''                             # what closes a label, e.g. '.'
+           end: str = '',                            # what closes a label, e.g. '.'
+           tokens: int = 16                          # for `generate`: how many are written at most
           ) -> Scores:                               # (descriptions, labels)
     "Score every label for every description."
     descriptions = _refuse_empty(descriptions)
+    if rule == 'generate': return self._written(descriptions, labels, prompt, tokens, batch_size)
     return self._answer(descriptions, labels, prompt, rule, batch_size, premise, content_free, end)
 
 # %% ../../nbs/64_reasoner.ipynb #59c64616

