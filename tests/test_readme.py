@@ -29,7 +29,7 @@ def test_links_and_pictures_of_the_readme_exist():
 
 
 @pytest.mark.parametrize('written, read', [
-    ('[a](01_metrics.ipynb)', '[a](nbs/01_metrics.ipynb)'),
+    ('[a](010_metrics.ipynb)', '[a](nbs/010_metrics.ipynb)'),
     ('[a](../LICENSE)', '[a](LICENSE)'),
     ('![a](images/a.png)', '![a](nbs/images/a.png)'),
     ('<img src="images/a.png">', '<img src="nbs/images/a.png">'),

@@ -154,7 +154,7 @@ def test_every_run_has_its_own_precision():
 
 def test_the_script_for_a_queue_puts_the_job_back(tmp_path):
     "As printed in the chapter, among programs that pretend to be Slurm: five minutes before the end comes a signal."
-    chapter = json.loads((project_root()/'nbs'/'09_training.ipynb').read_text(encoding='utf-8'))
+    chapter = json.loads((project_root()/'nbs'/'090_training.ipynb').read_text(encoding='utf-8'))
     text = '\n'.join(''.join(c['source']) for c in chapter['cells'])
     script, = [b for b in re.findall(r'```bash\n(.*?)```', text, re.S) if '#SBATCH' in b]
     assert script.startswith('#!/bin/bash\n') and 'train.py' in script and '--signal=B:USR1@' in script
