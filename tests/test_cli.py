@@ -5,8 +5,9 @@ import numpy as np, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
 from logocentric.captioner.model import Captioner
 from logocentric.captioner.describe import describe
-from logocentric import cli
-from logocentric.cli import app, sound_files
+from logocentric import cli, terminal
+from logocentric.cli import app
+from logocentric.terminal import sound_files
 from logocentric.core import LogocentricError, set_seed, shared_path
 from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer
 from logocentric.encoder.mae import MAEConfig
@@ -276,12 +277,12 @@ def test_answers_are_whole_after_each_file(world, model, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_keeps_what_was_written(tmp_path, monkeypatch):
-    write = cli._write_all
+    write = terminal._write_all
     def full(file, data):
         if b'3.wav' in data: file.write(data[:7]); raise OSError(errno.ENOSPC, 'No space left on device')
         write(file, data)
-    monkeypatch.setattr(cli, '_write_all', full)
-    with pytest.raises(LogocentricError, match='no room is left'), cli._answers(str(tmp_path/'o.json'), 'n') as put:
+    monkeypatch.setattr(terminal, '_write_all', full)
+    with pytest.raises(LogocentricError, match='no room is left'), terminal.json_answers(str(tmp_path/'o.json'), 'n') as put:
         for i in range(5): put(dict(file=f'{i}.wav'))
     assert [r['file'] for r in json.loads((tmp_path/'o.json').read_text())['files']] == ['0.wav', '1.wav', '2.wav']
 

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, soundfile as sf, torch
 from ..audio.decoding import audio_info, load_audio
 from ..audio.frontend import LogMel
 from ..cache import progress
-from ..core import LogocentricError, load_asset, project_root
+from ..core import LogocentricError, atomic_write, load_asset, project_root
 from .lists import DataError
 
 # %% ../../nbs/375_excerpts.ipynb #5b19c05a
@@ -89,22 +89,31 @@ def _same(wave: np.ndarray, profile: str) -> bool:
     return not len(wanted) or np.abs(spectrum_profile(wave) - wanted).mean() <= SAME_SPECTRUM
 
 # %% ../../nbs/375_excerpts.ipynb #f5dcad6a
+def _inside(folder, file) -> Path: # a table may come from anywhere
+    target = Path(folder)/file
+    if target.resolve().is_relative_to(Path(folder).resolve()): return target
+    raise DataError(f'{file} lies outside {folder}')
+
+def _cut(whole: Path, row: pd.Series, to: Path) -> Path:
+    "The part of a source that is the excerpt."
+    rate = audio_info(whole).sample_rate
+    sf.write(to, load_audio(whole, float(row.start_s), float(row.seconds), rate), rate, format='OGG')
+    return to
+
+# %% ../../nbs/375_excerpts.ipynb #1bc08227
 def make_excerpt(row: pd.Series,      # of a truth table
                  folder: str | Path,  # of the excerpts
                  source: str = RAW    # the address of a source, with {repo} and {path} in it
                 ) -> Path:
     "Fetch the source of one excerpt, and cut it out."
-    target = Path(folder)/row.file
-    if not target.resolve().is_relative_to(Path(folder).resolve()): raise DataError(f'{row.file} lies outside {folder}')
+    target = _inside(folder, row.file)
     with tempfile.TemporaryDirectory() as place:
-        whole, cut = Path(place)/f'source{Path(row.path).suffix}', Path(place)/'excerpt.ogg'
+        whole = Path(place)/f'source{Path(row.path).suffix}'
         _fetch(source.format(repo=row.repo, path=quote(row.path)), whole)
-        rate = audio_info(whole).sample_rate
-        sf.write(cut, load_audio(whole, float(row.start_s), float(row.seconds), rate), rate, format='OGG')
+        cut = _cut(whole, row, Path(place)/'excerpt.ogg')
         if not _same(load_audio(cut), row.get('spectrum', '')): raise LogocentricError(
             f'{row.file}: what is at its address now is another sound')
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(cut, target)
+        with atomic_write(target) as path: shutil.copyfile(cut, path)
     return target
 
 # %% ../../nbs/375_excerpts.ipynb #c83dccb2

@@ -49,6 +49,12 @@ def _by_label(logp: np.ndarray, labels: dict[str, list[str]]) -> np.ndarray: # (
     return np.stack([logsumexp(part, 0) - np.log(len(part)) for part in np.split(logp, ends)])
 
 # %% ../../nbs/655_channel.ipynb #1f4b583c
+def _logp_of_texts(reasoner, prompts, texts, batch_size) -> np.ndarray: # (prompts, texts)
+    trie = Trie(label_tokens(reasoner.tokenizer, texts))
+    rows = reasoner._rows(prompts, trie.paths.shape[1] - 1)
+    return reasoner.score_tree(rows, trie, batch_size=batch_size)[:, trie.paths].sum(-1).double().numpy()
+
+# %% ../../nbs/655_channel.ipynb #92627e29
 def text_likelihoods(reasoner: Reasoner,
                      texts: Sequence[str],         # descriptions, or single words
                      labels: Sequence[str] | dict[str, list[str]], # possible answers, or label → its names
@@ -58,10 +64,9 @@ def text_likelihoods(reasoner: Reasoner,
     "Log-probability of every text behind the prompt of every label."
     labels, unique = _names(labels), list(dict.fromkeys(texts))
     if not unique or any(not t.strip() for t in unique): raise LogocentricError('a text to be read is empty')
-    trie = Trie(label_tokens(reasoner.tokenizer, unique))
     prompts = {f'label {name}': fill_channel(prompt, name) for names in labels.values() for name in names}
-    logp = reasoner.score_tree(reasoner._rows(prompts, trie.paths.shape[1] - 1), trie, batch_size=batch_size)
-    return pd.DataFrame(_by_label(logp[:, trie.paths].sum(-1).double().numpy(), labels), list(labels), unique)
+    logp = _logp_of_texts(reasoner, prompts, unique, batch_size)
+    return pd.DataFrame(_by_label(logp, labels), list(labels), unique)
 
 # %% ../../nbs/655_channel.ipynb #5dcac9ff
 def reason_by_channel(reasoner: Reasoner,
