@@ -304,6 +304,10 @@ def test_a_notebook_whose_record_is_gone_runs_again(own, monkeypatch):
 
 # --- workers
 
+def heed_ctrl_c(): # tests that run in the background of a shell inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 WORKERS = """
 import os, time
 from pathlib import Path
@@ -330,7 +334,7 @@ def test_workers_end_with_a_sentence_and_at_once(tmp_path):
     place.mkdir()
     env = os.environ | dict(PLACE=str(place), PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, sys.path)]))
     run = subprocess.Popen([sys.executable, str(tmp_path/'program.py')], env=env, start_new_session=True, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
     until(lambda: list(place.iterdir()) or run.poll() is not None)
     workers = family(run)[1:]
     os.killpg(run.pid, signal.SIGINT)
@@ -349,7 +353,8 @@ def start(home, log):
     env = os.environ | dict(LOGOCENTRIC_HOME=str(home))
     with open(log, 'ab') as out:
         return subprocess.Popen([sys.executable, '-c', PROGRAM, 'reproduce', '--scale', 'smoke'], cwd=ROOT, env=env,
-                                start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
+                                start_new_session=True, stdout=out, stderr=subprocess.STDOUT,
+                                preexec_fn=heed_ctrl_c)
 
 
 def found_in(home):
