@@ -80,7 +80,7 @@ def test_pretrain_train_describe_and_answer(setup):
     assert 3.5e8 < model.decoder.num_parameters() < 3.6e8 and 8e7 < encoder < 9e7
     del model
     row = genre_row(setup, 'gtzan', 'EleutherAI/gpt-neo-1.3B', 8)
-    assert row['n'] == 10 and row['model'] == 'gpt-neo-1.3B' and 0 <= row['true']['value'] <= 1
+    assert row['n'] == 10 and row['reasoner'] == 'EleutherAI/gpt-neo-1.3B' and 0 <= row['true']['value'] <= 1
     sizes = reasoner_sizes(setup)
     assert 7.7e8 < sizes['gpt2-large'] < 7.8e8 and 1.31e9 < sizes['EleutherAI/gpt-neo-1.3B'] < 1.32e9
 

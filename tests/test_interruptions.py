@@ -304,6 +304,10 @@ def test_a_notebook_whose_record_is_gone_runs_again(own, monkeypatch):
 
 # --- workers
 
+def heed_ctrl_c(): # tests that run in the background of a shell inherit that it is ignored
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 WORKERS = """
 import os, time
 from pathlib import Path
@@ -330,7 +334,7 @@ def test_workers_end_with_a_sentence_and_at_once(tmp_path):
     place.mkdir()
     env = os.environ | dict(PLACE=str(place), PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, sys.path)]))
     run = subprocess.Popen([sys.executable, str(tmp_path/'program.py')], env=env, start_new_session=True, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)
     until(lambda: list(place.iterdir()) or run.poll() is not None)
     workers = family(run)[1:]
     os.killpg(run.pid, signal.SIGINT)
@@ -349,7 +353,8 @@ def start(home, log):
     env = os.environ | dict(LOGOCENTRIC_HOME=str(home))
     with open(log, 'ab') as out:
         return subprocess.Popen([sys.executable, '-c', PROGRAM, 'reproduce', '--scale', 'smoke'], cwd=ROOT, env=env,
-                                start_new_session=True, stdout=out, stderr=subprocess.STDOUT)
+                                start_new_session=True, stdout=out, stderr=subprocess.STDOUT,
+                                preexec_fn=heed_ctrl_c)
 
 
 def found_in(home):
@@ -361,6 +366,15 @@ def found_in(home):
     models = {p.parent.name: digest(p) for p in (home/'data'/'runs'/'models'/'smoke').rglob('*.safetensors')}
     assert len(records) == len(EXPERIMENTS) and set(models) == {'captioner', 'reasoner'}
     return records, models
+
+
+def differences(a, b, where=''):
+    "Where two findings differ, for a reader of a failed test."
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted({*a, *b}): yield from differences(a.get(key), b.get(key), f'{where}/{key}')
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for i, pair in enumerate(zip(a, b)): yield from differences(*pair, f'{where}/{i}')
+    elif a != b: yield f'{where}: {a!r}, and not {b!r}'
 
 
 @pytest.fixture(scope='module')
@@ -404,7 +418,7 @@ def test_a_run_killed_twelve_times_finds_what_an_undisturbed_one_finds(undisturb
         kill(run, whole=number % 2)
     run = start(tmp_path, log)
     assert run.wait(1500) == 0, log.read_text()[-3000:]
-    assert 'Traceback' not in log.read_text() and found_in(tmp_path) == undisturbed
+    assert 'Traceback' not in log.read_text() and not [*differences(found_in(tmp_path), undisturbed)]
 
 
 @pytest.mark.slow
@@ -421,7 +435,7 @@ def test_a_run_can_be_interrupted_inside_a_notebook_and_ends_at_once(smoke_home,
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in others), 20)
     assert not first.exists()
     reproduce('smoke', seed=1)
-    assert found_in(smoke_home) == before
+    assert not [*differences(found_in(smoke_home), before)]
 
 
 @pytest.mark.slow
@@ -429,7 +443,7 @@ def test_two_runs_in_one_home_find_what_one_finds(undisturbed, tmp_path):
     both = [start(tmp_path, tmp_path/f'log{n}') for n in range(2)]
     said = [(run.wait(3000), (tmp_path/f'log{n}').read_text()) for n, run in enumerate(both)]
     for code, log in said: assert code == 0 and 'Traceback' not in log and '## Table 1' in log, log[-3000:]
-    assert found_in(tmp_path) == undisturbed
+    assert not [*differences(found_in(tmp_path), undisturbed)]
 
 
 @pytest.mark.slow
@@ -445,4 +459,4 @@ def test_a_run_whose_disk_fills_says_so_and_goes_on_when_there_is_room(undisturb
             assert 'Traceback' not in log.read_text() and 'Bus error' not in log.read_text()
         subprocess.run(['mount', '-o', 'remount,size=600m', str(home)], check=True)
         assert start(home, log).wait(1500) == 0, log.read_text()[-3000:]
-        assert found_in(home) == undisturbed
+        assert not [*differences(found_in(home), undisturbed)]

@@ -185,6 +185,15 @@ def test_one_that_fails_is_made_again(empty):
     with pytest.raises(ValueError, match='cannot be made'): broken.folder()
 
 
+def test_a_stage_has_one_thread_whoever_makes_it(empty):
+    "A last one left after an interruption is made by the main process: its weights are those of a worker."
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert Work('alone').load()['threads'] == 1 and torch.get_num_threads() == 2
+    finally: torch.set_num_threads(before)
+
+
 STEPS = """
 import os, time
 from dataclasses import dataclass

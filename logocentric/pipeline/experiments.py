@@ -70,13 +70,17 @@ def output_path(name: str, parameters: dict) -> Path:
     of = Setup.at(parameters['scale'], parameters['seed'], sources=parameters.get('sources', ''))
     return of.folder/f'{name}.ipynb'
 
+# %% ../../nbs/800_experiments.ipynb #edc7f1c1
+def _kinds(error): # names of a class of errors, and of those below it
+    return {error.__name__, *(name for below in error.__subclasses__() for name in _kinds(below))}
+
 # %% ../../nbs/800_experiments.ipynb #edc7f1c2
 @contextmanager
 def _explain_notebook(name, unfinished):
     interrupt = signal.getsignal(signal.SIGINT)
     try: yield
     except PapermillExecutionError as e:
-        if e.ename in ('LogocentricError', 'DamagedFile'): raise LogocentricError(e.evalue) from e
+        if e.ename in _kinds(LogocentricError): raise LogocentricError(e.evalue) from e
         raise LogocentricError(f'{name} failed with {e.ename}: {e.evalue}; what was executed is in {unfinished}') from e
     except DeadKernelError as e: raise LogocentricError(
         f'{name} was ended from outside, by Ctrl-C or for lack of memory: the same command runs it again') from e

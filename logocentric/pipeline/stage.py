@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from fastcore.basics import patch
 from ..cache import (cached_folder, discard_damaged, is_finished, one_process_at_a_time, result_fault,
                                world_size)
-from ..core import LogocentricError, cache_path, code_hash, config_hash
+from ..core import LogocentricError, cache_path, code_hash, config_hash, fitting_threads
 
 # %% ../../nbs/720_stage.ipynb #666056cc
 @dataclass(frozen=True)
@@ -96,13 +96,18 @@ def is_made(self: Stage) -> bool:
     "Whether the result is there, with all its files."
     return is_finished(cache_path(self.kind, config_hash(self.config)))
 
+# %% ../../nbs/720_stage.ipynb #6d2e3b8f
+@patch
+def _make_alike(self: Stage, folder): # whoever makes it
+    with fitting_threads(): return self.make(folder)
+
 # %% ../../nbs/720_stage.ipynb #883a99df
 @patch
 def folder(self: Stage) -> Path:
     "The folder of the result, made now, with all that it needs, if it is not there yet."
     if world_size() > 1 or not self.is_made():
         for need in self.needs: need.folder()
-    return cached_folder(self.kind, self.config, self.make, self.together)
+    return cached_folder(self.kind, self.config, self._make_alike, self.together)
 
 # %% ../../nbs/720_stage.ipynb #0ad34e83
 @patch
