@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np, pandas as pd
 from scipy.stats import rankdata
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import precision_score, recall_score
 
 # %% ../../nbs/787_heard.ipynb #72fdd56c
 from ..core import LogocentricError, load_asset
@@ -43,8 +42,7 @@ def named_instruments(texts: Sequence[str] # descriptions
     return _sets([{i for i, pattern in words.items() if pattern.search(text.lower())} for text in texts])
 
 # %% ../../nbs/787_heard.ipynb #05c64647
-def _of_pairs(measure):
-    return lambda truth, said: float(measure(np.ravel(truth), np.ravel(said), zero_division=0))
+def _share(part, whole): return float(part.sum()/max(whole.sum(), 1))
 
 def precision_and_recall(truth: pd.DataFrame, # (recordings, instruments) bool
                          said: pd.DataFrame   # the same of what is said
@@ -52,9 +50,9 @@ def precision_and_recall(truth: pd.DataFrame, # (recordings, instruments) bool
     "How much of what is said is there, and how much of what is there is said."
     if truth.shape != said.shape:
         raise LogocentricError(f'{truth.shape[0]} recordings are known and {said.shape[0]} described: give one each')
-    columns = truth.to_numpy(bool), said.to_numpy(bool)
-    return {name: bootstrap_score(_of_pairs(f), *columns)
-            for name, f in dict(precision=precision_score, recall=recall_score).items()}
+    there, named = truth.to_numpy(bool), said.to_numpy(bool)
+    both = (there & named).sum(1)
+    return {name: bootstrap_score(_share, both, of.sum(1)) for name, of in dict(precision=named, recall=there).items()}
 
 # %% ../../nbs/787_heard.ipynb #e76f1859
 def word_similarity(texts: Sequence[str], # of ours
