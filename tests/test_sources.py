@@ -15,7 +15,7 @@ from logocentric.data.styles import LABELS
 from logocentric.data.tables import read_table
 from logocentric.pipeline.captioner_stages import captioned_pairs, descriptions, text_decoder, trained_captioner
 from logocentric.pipeline.data_stages import asked, crop_frames, evaluation_sets, tokenizer, training_clips
-from logocentric.pipeline.experiments import fingerprint, output_path
+from logocentric.pipeline.experiments import fingerprint, output_path, run_experiment
 from logocentric.pipeline.reasoner_stages import reasoner_stage
 from logocentric.pipeline.report import reproduce
 from logocentric.pipeline.results import genre_baselines, genre_row, genre_table, recordings_used
@@ -357,3 +357,15 @@ def test_reproduce_on_recordings_under_a_launch(disk, tmp_path):
     cache = tmp_path/'data'/'cache'
     assert len(list((cache/'clips').glob('*/clips.json'))) == 4 and not list((cache/'scratch').glob('*'))
     assert {len(list((cache/kind).glob('*/model.safetensors'))) for kind in ('captioner', 'mae')} == {2}
+
+
+@pytest.mark.slow
+def test_the_road_on_recordings_takes_a_published_set(disk, smoke_home):
+    "Every clip is asked about; half of them choose for the other half, and no pairs of the set were learned from."
+    given = dict(sources=str(disk/'sources.toml'), test='gtzan_all')
+    run_experiment('road_on_recordings', 'smoke', 1, **given)
+    found, = load_records(Setup.at('smoke', sources=given['sources']).folder/'records', name='road_on_recordings')
+    rows = found.metrics['rows']
+    assert {r['question'] for r in rows} == {'genre'} and {r['both_ways']['n'] for r in rows} == {30}
+    assert {r['hears'] for r in rows} == {'tags', 'captioner'} and found.metrics['others'] == []
+    assert all(0 < r['reported']['n'] < 30 for r in rows)

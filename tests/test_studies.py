@@ -1,6 +1,6 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.core import LogocentricError, load_records, read_json
+from logocentric.core import LogocentricError, load_records, read_json, shared_path
 from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.encoder.pretrain import Objective
 from logocentric.pipeline.captioner_stages import captioned_pairs, trained_captioner
@@ -257,3 +257,33 @@ def test_a_device_is_checked_and_a_plan_rests_on_it(smoke_home):
     assert 0 < metrics['apart']['cpu, bfloat16']['loss']['largest'] and all(len(c['loss']) == 10 for c in curves['cpu'])
     path, = (smoke_home/'data'/'runs'/'smoke-1'/'records').glob('device_check-*.json')
     assert plan(SCALES['smoke'], None, 'cpu', measured=path).terms.shares['captioner'] == rows['captioner']['mfu']
+
+
+# --- recordings
+
+needs_recordings = pytest.mark.skipif(not (shared_path() and (shared_path()/'data'/'real'/'audio').is_dir()),
+                                      reason='the excerpts are not here: `logocentric get recordings` makes them')
+
+
+@needs_recordings
+@pytest.mark.slow
+def test_the_road_on_recordings_has_a_row_for_every_way(smoke_home):
+    metrics = run(smoke_home, 'road_on_recordings').metrics
+    ways = {(r['question'], r['hears'], r['struck'], r['reads'], r['way']) for r in metrics['rows']}
+    assert len(ways) == len(metrics['rows']) == 2*2*3*3
+    for row in metrics['rows']: assert in_order(row['reported']) and in_order(row['both_ways'])
+    for found in metrics['baselines'].values(): assert {'commonest of those that choose', 'blank, ours'} <= set(found)
+    assert {w['struck'] for w in metrics['written']} == {'none', 'asked'}
+
+
+@needs_recordings
+@pytest.mark.slow
+def test_words_on_recordings_are_measured_beside_saying_everything(smoke_home):
+    metrics = run(smoke_home, 'words_on_recordings').metrics
+    found = metrics['instruments']
+    assert found['everything']['recall']['value'] == 1 and {'tags, named', 'captioner, named'} <= set(found)
+    for who in metrics['retrieval'].values():
+        assert who['R@1']['value'] <= who['R@5']['value'] <= who['R@10']['value']
+    for who in metrics['meanings'].values():
+        gain = who['described'] - who['named']
+        assert who['difference']['value'] == pytest.approx(gain) and in_order(who['difference'])

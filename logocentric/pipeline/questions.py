@@ -31,7 +31,6 @@ from ..encoder.tags import load_taggers, tag_sound
 from ..metrics import Score, accuracy, bootstrap_score, score
 from .sources import GenreTest
 from .stage import Stage
-from .tagging_stages import held_out
 from ..reasoner.channel import reason_by_channel, reason_by_shares, text_likelihoods
 from ..reasoner.model import LabelWarning, Reasoner, Scores
 from ..reasoner.sentences import SentenceReasoner
@@ -61,10 +60,10 @@ def asked(self: RecordingQuestion, truth: pd.DataFrame) -> pd.DataFrame: # of a 
 # %% ../../nbs/785_questions.ipynb #97495123
 def genre_truth(test: GenreTest # recordings on disk
                ) -> pd.DataFrame:
-    "A published set as a truth table; one recording in twenty, by a hash of its name, may choose prompts."
+    "A published set as a truth table; nobody says who plays."
     asked = test.table
     return pd.DataFrame(dict(file=[str(Path(test.source.folder)/path) for path in asked['path']], kind='music',
-                             artist='', genre10=asked.label, chooses=held_out(asked['id']))).reset_index(drop=True)
+                             artist='', genre10=asked.label)).reset_index(drop=True)
 
 def genre_question(labels: list[str]) -> RecordingQuestion:
     "The question for the genre, with other labels."
