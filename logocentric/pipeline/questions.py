@@ -277,6 +277,7 @@ READING = ('pipeline.questions', 'reasoner.channel', 'reasoner.labels', 'reasone
 
 def _heard_key(hearing): return [hearing.texts, None if hearing.shares is None else hearing.shares.to_csv()]
 
+# %% ../../nbs/785_questions.ipynb #28482268
 def kept_candidates(ask: Callable[[], dict],     # candidates → scores; called where they are not kept yet
                     hearing: Hearing, question: RecordingQuestion,
                     **reader: str                # what decides who reads and how

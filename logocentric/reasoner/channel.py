@@ -55,15 +55,20 @@ def _logp_of_texts(reasoner, prompts, texts, batch_size) -> np.ndarray: # (promp
     return reasoner.score_tree(rows, trie, batch_size=batch_size)[:, trie.paths].sum(-1).double().numpy()
 
 # %% ../../nbs/655_channel.ipynb #92627e29
+def _unique(texts):
+    found = list(dict.fromkeys(texts))
+    if not found or any(not t.strip() for t in found): raise LogocentricError('a text to be read is empty')
+    return found
+
+# %% ../../nbs/655_channel.ipynb #0319c45b
 def text_likelihoods(reasoner: Reasoner,
                      texts: Sequence[str],         # descriptions, or single words
                      labels: Sequence[str] | dict[str, list[str]], # possible answers, or label → its names
                      prompt: str = 'tables',       # a name in `CHANNEL_PROMPTS`, or a template
                      batch_size: int | None = None # prompts at a time
-                    ) -> pd.DataFrame:             # (labels, different texts), natural logarithms
+                    ) -> pd.DataFrame: # (labels, different texts), natural logarithms
     "Log-probability of every text behind the prompt of every label."
-    labels, unique = _names(labels), list(dict.fromkeys(texts))
-    if not unique or any(not t.strip() for t in unique): raise LogocentricError('a text to be read is empty')
+    labels, unique = _names(labels), _unique(texts)
     prompts = {f'label {name}': fill_channel(prompt, name) for names in labels.values() for name in names}
     logp = _logp_of_texts(reasoner, prompts, unique, batch_size)
     return pd.DataFrame(_by_label(logp, labels), list(labels), unique)
