@@ -11,7 +11,7 @@ __all__ = ['SMALL_MODEL', 'MAX_WEIGHT', 'PACKAGES', 'LogocentricError', 'project
            'plot_style']
 
 # %% ../nbs/000_core.ipynb #6be0dae0
-import ast, errno, hashlib, importlib, json, math, numbers, os, platform, random, shutil, sys, time, tomllib, warnings
+import ast, errno, hashlib, importlib, json, math, numbers, os, platform, random, shutil, sys, tomllib, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -132,23 +132,15 @@ def fitting_threads(*models: torch.nn.Module):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/000_core.ipynb #30f66564
-def _matmul_seconds(dtype, device, size=768, repeats=8):
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    best = math.inf
-    for _ in range(repeats):
-        start = time.perf_counter(); (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return best
-
 # %% ../nbs/000_core.ipynb #72e5253b
-@lru_cache
+_BF16 = ('avx512_bf16', 'amx_bf16') # instructions of a CPU
+
 def bf16_is_faster(device: str | None = None # torch device name; the best one by default
                   ) -> bool:
-    "Whether a bfloat16 matrix product is at least 1.5 times as fast as float32 on this machine."
-    device = device or str(best_device())
-    if device.startswith('mps'): return False
-    return _matmul_seconds(torch.bfloat16, device)*1.5 < _matmul_seconds(torch.float32, device)
+    "Whether this machine multiplies bfloat16 by instructions of its own: told by what it is, never by a clock."
+    device = torch.device(device or best_device())
+    if device.type == 'cuda': return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == 'cpu' and any(map(torch.cpu.get_capabilities().get, _BF16))
 
 # %% ../nbs/000_core.ipynb #13b8ea09
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

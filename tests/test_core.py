@@ -2,11 +2,11 @@
 import json
 from dataclasses import dataclass
 from types import SimpleNamespace
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from logocentric import core
 from logocentric.cache import cached_folder, progress
-from logocentric.core import (LogocentricError, Record, Settings, atomic_write, code_hash, config_hash, load_records,
-                              save_record, write_json)
+from logocentric.core import (LogocentricError, Record, Settings, atomic_write, bf16_is_faster, code_hash, config_hash,
+                              load_records, save_record, write_json)
 
 
 @pytest.fixture
@@ -90,3 +90,13 @@ def test_records_are_found_by_name_and_parameter(tmp_path):
 
 def test_progress_is_silent_in_tests(capfd):
     assert list(progress([1, 2], desc='quiet')) == [1, 2] and capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('found,faster', [(dict(avx512_bf16=True), True), (dict(amx_bf16=True), True),
+                                          (dict(avx2=True, avx512_bf16=False), False), ({}, False)])
+def test_half_precision_is_told_by_the_machine_and_by_no_clock(monkeypatch, found, faster):
+    "A busy machine decides as an idle one does: results do not change with the load."
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: found)
+    assert bf16_is_faster('cpu') is faster and not bf16_is_faster('mps')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    assert not bf16_is_faster('cuda:0')

@@ -210,7 +210,7 @@ def encode_clips(model: Captioner,
                  batch_size: int = 64,
                  desc: str = '',       # name on the progress bar; none without one
                  frames=None,          # (n,) how many frames of each are sound; all by default
-                 half: bool | None = None # in bfloat16; by default where that pays, measured anew in every process
+                 half: bool | None = None # in bfloat16; by default where the machine has instructions for it
                 ) -> Iterable[torch.Tensor]: # (b, features) of each batch
     "Features of clips, batch by batch."
     return _batchwise(model.eval().encode, model.device, logmels, batch_size, desc, frames, half)
