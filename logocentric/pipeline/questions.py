@@ -223,14 +223,17 @@ def direct_candidates(reasoner: Reasoner, hearing: Hearing, question: RecordingQ
     return found
 
 # %% ../../nbs/785_questions.ipynb #8471ebe5
-def channel_candidates(reasoner: Reasoner, hearing: Hearing, question: RecordingQuestion) -> dict[tuple, np.ndarray]:
+def _asked_back(reasoner, hearing, names, prompt) -> Scores:
+    if hearing.shares is None: return reason_by_channel(reasoner, hearing.texts, names, prompt)
+    likelihoods = text_likelihoods(reasoner, [w.lower() for w in hearing.shares], names, prompt)
+    return reason_by_shares(hearing.shares.rename(columns=str.lower), likelihoods)
+
+def channel_candidates(reasoner: Reasoner, hearing: Hearing, question: RecordingQuestion
+                      ) -> dict[tuple, np.ndarray]: # (prompt, rule, calibration) → scores, (recordings, labels)
     "The description, or a tagger's shares, behind the labels."
     found = {}
-    for prompt in question.channels:
-        if hearing.shares is None: scores = reason_by_channel(reasoner, hearing.texts, question.names, prompt)
-        else:
-            likelihoods = text_likelihoods(reasoner, [w.lower() for w in hearing.shares], question.names, prompt)
-            scores = reason_by_shares(hearing.shares.rename(columns=str.lower), likelihoods)
+    for prompt in question.channels[:1 if hearing.shares is None else None]:
+        scores = _asked_back(reasoner, hearing, question.names, prompt)
         found |= _plain_and_calibrated((prompt, 'channel'), scores)
     return found
 
