@@ -170,6 +170,12 @@ def test_kind_and_what_is_ignored():
                                'decoder_pos_embed', 'head.weight',
                                'mask_token', 'target_blocks.0.norm1.weight']
 
+def test_weights_that_are_no_numbers_are_refused():
+    state = checkpoint('m2d', True)
+    state['blocks.1.mlp.fc1.weight'][3, 5] = torch.nan
+    with pytest.raises(LogocentricError, match='weights in the checkpoint are damaged'): load_published(state)
+
+
 # --- normalisation
 
 def test_msm_mae_needs_mean_and_deviation():

@@ -8,7 +8,7 @@ __all__ = ['PUBLISHED_KINDS', 'IGNORED', 'PublishedEncoder', 'encoder_class', 'b
            'fitting_policy']
 
 # %% ../../nbs/430_published.ipynb #0b1270bc
-from ..core import LogocentricError
+from ..core import LogocentricError, check_weights
 from ..audio.frontend import FrontendConfig
 from ..audio.decoding import LengthPolicy
 from .mae import MAEConfig, MAEEncoder, MAEPreTrainedModel, sincos_positions
@@ -294,6 +294,7 @@ def load_published(
     frontend = published_frontend(kind, stats, mean, std)
     encoder = _filled(published_config(weights, frontend), _our_names(weights, kind))
     encoder.ignored = ignored
+    check_weights(encoder, 'the checkpoint' if isinstance(checkpoint, dict) else checkpoint)
     return encoder, frontend
 
 # %% ../../nbs/430_published.ipynb #b6f88424
