@@ -215,6 +215,7 @@ def _show_tags(row, top):
 def tag(files: Files, top: Top = 7, csv: Csv = None, json_file: Json = None):
     "Print the likeliest tags of each file, by two taggers that learned from songs."
     from logocentric.encoder.tags import TAG_CAVEAT, load_taggers, tag_row, tag_table
+    if csv and csv.suffix.lower() != '.csv': raise LogocentricError(f'{csv}: the name of a table ends in .csv')
     _silence()
     models, rows = load_taggers(), []
     with json_answers(json_file, TAG_CAVEAT) as write:
@@ -235,7 +236,9 @@ def _get_recordings(folder):
     from logocentric.data.excerpts import make_excerpts, read_truth
     if not folder: raise LogocentricError('say where the recordings go: logocentric get recordings --folder FOLDER')
     truth = read_truth()
-    say(f'{len(truth)} excerpts of at most 30 s from public repositories; licences: {", ".join(sorted({*truth.licence}))}')
+    minutes = truth.seconds.astype(float).sum()/60
+    say(f'{len(truth)} excerpts from public repositories, {minutes:.0f} minutes in all\n'
+        f'Licences: {", ".join(sorted({*truth.licence}))}')
     failed = make_excerpts(truth, folder)
     for why in failed.values(): say(why, err=True)
     say(f'{len(truth) - len(failed)} of {len(truth)} excerpts are in {folder}')

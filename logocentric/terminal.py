@@ -22,7 +22,8 @@ def printable(text) -> str:
     seen = lambda c: unicodedata.category(c) not in _UNSEEN
     return ''.join(c if seen(c) else c.encode('unicode_escape').decode() for c in str(text))
 
-def say(text, err=False): # a word of thousands of characters is abbreviated
+def say(text, err=False):
+    "Print a text, every line without control characters; a word of thousands of characters is abbreviated."
     short = re.sub(r'\S{300,}', lambda word: f'{word[0][:60]}…{word[0][-60:]}', str(text))
     typer.echo('\n'.join(map(printable, short.split('\n'))), err=err)
 
@@ -89,6 +90,7 @@ def put(self: JsonAnswers, data: bytes):
 # %% ../nbs/900_terminal.ipynb #ba7b4aac
 @contextmanager
 def json_answers(json_file, note) -> Iterator: # a function of a row
+    "Write rows to a JSON document as they come; without a file, rows are not kept."
     if not json_file: yield lambda row: None; return
     answers = JsonAnswers(json_file, note)
     try: yield answers

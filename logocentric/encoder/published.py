@@ -278,6 +278,7 @@ def _filled(config, weights):
     with torch.device('meta'): encoder = PublishedEncoder(config)
     _check_shapes(encoder, weights)
     encoder.load_state_dict(weights, assign=True)
+    check_weights(encoder, 'the checkpoint')
     return encoder.eval()
 
 # %% ../../nbs/430_published.ipynb #63f2ea33
@@ -294,7 +295,6 @@ def load_published(
     frontend = published_frontend(kind, stats, mean, std)
     encoder = _filled(published_config(weights, frontend), _our_names(weights, kind))
     encoder.ignored = ignored
-    check_weights(encoder, 'the checkpoint' if isinstance(checkpoint, dict) else checkpoint)
     return encoder, frontend
 
 # %% ../../nbs/430_published.ipynb #b6f88424
