@@ -146,7 +146,13 @@ def _beside(of, scores, ours): # accuracy on the first clips, and that of our an
     truth, ours = of.truth[:k], ours[:k]
     return asdict(score(truth, found)) | dict(ours=asdict(score(truth, ours)), p=mcnemar(truth, found, ours))
 
+# %% ../../nbs/780_results.ipynb #web00012
+def _row_of_way(of, way, answers, ways): # source → answers of ours; source → way → scores of the other
+    return dict(way=way, n=len(ways['predicted'][way]), true=None) | {
+        s: _beside(of, ways[s][way], ours) for s, ours in answers.items()}
+
 # %% ../../nbs/780_results.ipynb #web00005
+# long: one line for each thing that may be asked
 def pretrained_rows(setup: Setup, split: str,
                     name: str,               # of a pretrained reasoner, such as `smollm2`
                     ours: str,               # the reasoner that it is compared with
@@ -159,8 +165,8 @@ def pretrained_rows(setup: Setup, split: str,
     sources = dict(predicted=n) | ({} if of.is_recorded else dict(true=None))
     answers = {s: genre_answers(setup, split, ours, m, prompt=prompt) for s, m in sources.items()}
     ways = {s: _ways(setup, split, name, m, clips, channel_clips, prompt) for s, m in sources.items()}
-    return [dict(test=split, reasoner=name, ours=ours, pairs=n, way=way, n=len(values), true=None)
-            | {s: _beside(of, ways[s][way], answers[s]) for s in sources} for way, values in ways['predicted'].items()]
+    about = dict(test=split, reasoner=name, ours=ours, pairs=n)
+    return [about | _row_of_way(of, way, answers, ways) for way in ways['predicted']]
 
 # %% ../../nbs/780_results.ipynb #web00006
 def _pretrained_cells(r):
