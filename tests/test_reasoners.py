@@ -2,9 +2,11 @@
 from itertools import product
 import pytest
 from logocentric.core import LogocentricError, load_records, shared_path
-from logocentric.pipeline.data_stages import TEST_SETS
+from logocentric.pipeline.data_stages import TEST_SETS, asked
 from logocentric.pipeline.experiments import run_experiment
-from logocentric.pipeline.scales import SCALES
+from logocentric.pipeline.reasoner_stages import genre_answers
+from logocentric.pipeline.results import pretrained_rows
+from logocentric.pipeline.scales import SCALES, Setup
 from logocentric.reasoner.analysis import PROMPT_LAB, VERDICTS
 from logocentric.reasoner.sentences import minilm_folder
 from logocentric.reasoner.tasks import METRICS, TASKS
@@ -17,6 +19,19 @@ RULES = ('sum', 'mean', 'pmi', 'calibrated')
 def metrics(home, name):
     run_experiment(name, 'smoke', 1)
     return load_records(home/'data'/'runs'/'smoke-1'/'records', name=name)[0].metrics
+
+
+def test_a_pretrained_reasoner_is_compared_with_ours_on_the_same_clips(smoke_home):
+    setup = Setup.at('smoke', 1)
+    rows = pretrained_rows(setup, 'gtzan', 'small', 'large', 64, clips=12, channel_clips=5)
+    truth = asked(setup, 'gtzan').truth
+    assert [(r['way'], r['n']) for r in rows] == [('sum', 12), ('batch_calibrated', 12), ('channel', 5)]
+    for row in rows:
+        for source, pairs in ('predicted', 64), ('true', None):
+            ours = genre_answers(setup, 'gtzan', 'large', pairs)[:row['n']]
+            assert row[source]['ours']['value'] == (ours == truth[:row['n']]).mean() and 0 <= row[source]['p'] <= 1
+    small = genre_answers(setup, 'gtzan', 'small', 64)[:12]
+    assert rows[0]['predicted']['value'] == pytest.approx((small == truth[:12]).mean())
 
 
 def is_share(s, n): return 0 <= s['low'] <= s['value'] <= s['high'] <= 1 and s['n'] == n

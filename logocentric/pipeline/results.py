@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TEST_TITLES', 'genre_row', 'compare', 'Difficulty', 'RecordedBaseline', 'genre_baselines', 'genre_table',
-           'task_split', 'task_scores', 'SupervisedTask', 'task_baselines', 'task_row', 'task_table', 'recordings_used',
-           'record', 'save_figure']
+           'pretrained_rows', 'pretrained_table', 'task_split', 'task_scores', 'SupervisedTask', 'task_baselines',
+           'task_row', 'task_table', 'recordings_used', 'record', 'save_figure']
 
 # %% ../../nbs/780_results.ipynb #7ecedf77
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-import pandas as pd
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core import Record, read_json, save_record, write_json
 from ..data.difficulty import difficulty, logmel_statistics
@@ -20,7 +20,8 @@ from ..metrics import Score, chance_level, majority_level, mcnemar, score, wilso
 # %% ../../nbs/780_results.ipynb #48fc12f9
 from .captioner_stages import descriptions, trained_captioner
 from .data_stages import TEST_SETS, Asked, RenderedClips, asked, rendered_clips
-from .reasoner_stages import ask, genre_answers, reasoner_stage
+from .reasoner_stages import (ChannelScores, FirstTexts, LabelQuestion, LabelScores, ask,
+                                                  genre_answers, genre_task, reasoner_stage)
 from .scales import Setup
 from .sources import GENRE_TESTS, PARTS
 from .stage import Stage
@@ -130,6 +131,56 @@ def genre_table(rows: list[dict],  # from `genre_row`
                ) -> pd.DataFrame:
     "Rows and their baselines as one readable table."
     return pd.DataFrame([_genre_cells(r, baselines[r['test']]) for r in rows]).set_index(['test set', 'N'])
+
+# %% ../../nbs/780_results.ipynb #web00002
+def _ways(setup, split, name, n, clips, channel_clips, prompt) -> dict: # way → scores, (first clips, labels)
+    task, texts = genre_task(asked(setup, split).labels, prompt), descriptions(setup, split, n)
+    stage = reasoner_stage(setup, name)
+    sums = LabelScores(FirstTexts(texts, clips), LabelQuestion.of(task), stage).load()
+    channel = ChannelScores(FirstTexts(texts, channel_clips), tuple(task.labels), stage).load()
+    return {'sum': sums, 'batch_calibrated': sums - sums.mean(0), 'channel': channel}
+
+# %% ../../nbs/780_results.ipynb #web00004
+def _beside(of, scores, ours): # accuracy on the first clips, and that of our answers on them
+    found, k = np.array(of.labels)[scores.argmax(1)], len(scores)
+    truth, ours = of.truth[:k], ours[:k]
+    return asdict(score(truth, found)) | dict(ours=asdict(score(truth, ours)), p=mcnemar(truth, found, ours))
+
+# %% ../../nbs/780_results.ipynb #web00012
+def _row_of_way(of, way, answers, ways): # source → answers of ours; source → way → scores of the other
+    return dict(way=way, n=len(ways['predicted'][way]), true=None) | {
+        s: _beside(of, ways[s][way], ours) for s, ours in answers.items()}
+
+# %% ../../nbs/780_results.ipynb #web00005
+# long: one line for each thing that may be asked
+def pretrained_rows(setup: Setup, split: str,
+                    name: str,               # of a pretrained reasoner, such as `smollm2`
+                    ours: str,               # the reasoner that it is compared with
+                    n: int,                  # pairs that the captioner learned from
+                    clips: int = 300,        # the first so many are asked about
+                    channel_clips: int = 60, # by the channel
+                    prompt: str = 'tables') -> list[dict]: # a row a way to ask
+    "Accuracy of a pretrained reasoner on the first clips of a test set, beside one of ours on the same clips."
+    of = asked(setup, split)
+    sources = dict(predicted=n) | ({} if of.is_recorded else dict(true=None))
+    answers = {s: genre_answers(setup, split, ours, m, prompt=prompt) for s, m in sources.items()}
+    ways = {s: _ways(setup, split, name, m, clips, channel_clips, prompt) for s, m in sources.items()}
+    about = dict(test=split, reasoner=name, ours=ours, pairs=n)
+    return [about | _row_of_way(of, way, answers, ways) for way in ways['predicted']]
+
+# %% ../../nbs/780_results.ipynb #web00006
+def _pretrained_cells(r):
+    share = lambda found: with_interval(found, '.1%') if found else '–'
+    both = lambda source: {f'from {source} words': share(r[source]),
+                           f'{r["ours"]}, from {source} words': share(r[source] and r[source]['ours'])}
+    return {'test set': TEST_TITLES[r['test']], 'N': r['n'], 'reasoner': r['reasoner'], 'pairs': f"{r['pairs']:,}",
+            'way': r['way'].replace('_', ' '), **both('predicted'), **both('true')}
+
+# %% ../../nbs/780_results.ipynb #web00007
+def pretrained_table(rows: list[dict] # from `pretrained_rows`
+                    ) -> pd.DataFrame:
+    "The rows as one readable table."
+    return pd.DataFrame(map(_pretrained_cells, rows)).set_index(['test set', 'N'])
 
 # %% ../../nbs/780_results.ipynb #e58140ad
 def task_split(task: Task) -> str:
