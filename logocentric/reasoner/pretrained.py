@@ -30,10 +30,10 @@ def _gguf_file(name):
 # %% ../../nbs/637_pretrained.ipynb #9b2180a8
 @lru_cache(maxsize=2)
 def _read_gguf(auto, file, changed, **kwargs): # changed: when, so that another file under this name is read anew
-    source = dict(gguf_file=file.name, trust_remote_code=False)
+    source = dict(gguf_file=file.name)
     with redirect_stderr(io.StringIO()): # bars
-        model = auto.from_pretrained(file.parent, **source, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        model = auto.from_pretrained(file.parent, trust_remote_code=False, **source, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, **source)
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     return model, tokenizer
