@@ -1,10 +1,10 @@
 "Questions about recordings: what is asked, what is struck, who reads, and how a prompt is chosen."
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, soundfile as sf
 from logocentric.core import LogocentricError, shipped_path
 from logocentric.data.excerpts import FAMILIES, read_truth, with_families
 from logocentric.pipeline.questions import (QUESTIONS, STRUCK, Hearing, answers_of, channel_candidates, choose,
-                                            commonest, direct_candidates, kept_words, leave_one_artist_out, look_up,
-                                            strike_text)
+                                            commonest, direct_candidates, hear, kept_words, leave_one_artist_out,
+                                            look_up, strike_text)
 from logocentric.reasoner.model import Reasoner
 
 GENRE, FAMILY, VOICE = (QUESTIONS[name] for name in ('genre', 'family', 'voice'))
@@ -89,3 +89,25 @@ def test_the_supervised_line_never_learns_from_the_artist_it_answers_for():
 
 def test_the_commonest_answer_is_of_those_that_choose():
     assert commonest(['a', 'a', 'b'], [False, False, True]) == 'b' and commonest(['b', 'a'], [True, True]) == 'a'
+
+
+def test_a_file_with_another_content_is_heard_again(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOGOCENTRIC_HOME', str(tmp_path/'home'))
+    file, tone = tmp_path/'a.wav', np.sin(np.arange(8_000)/16_000*2*np.pi*440)
+    def shares(wave):
+        sf.write(file, wave, 16_000)
+        return hear([file])['tags'].shares
+    size = [(shares(wave).to_numpy(), file.stat().st_size) for wave in (.1*tone, .1*np.sign(tone))]
+    assert size[0][1] == size[1][1] and not np.allclose(size[0][0], size[1][0]), 'the same size, another sound'
+
+
+def test_of_equal_candidates_the_first_is_chosen():
+    names, same = list(GENRE.names), np.eye(10)[:4]
+    for order in (['a', 'b'], ['b', 'a']):
+        candidates = {(prompt, 'sum', ''): same.copy() for prompt in order}
+        assert choose(candidates, GENRE, names[:4], [1, 1, 0, 0]).candidate[0] == order[0]
+
+
+def test_a_sentence_names_a_label_by_whole_words():
+    said = Hearing('captioner', ['a rocking chair', 'hip hop beats, then jazz', 'no genre'])
+    assert look_up(said, GENRE, 'pop') == ['pop', 'hip-hop', 'pop']

@@ -10,7 +10,7 @@ __all__ = ['QUESTIONS', 'STRUCK', 'STRUCK_WORDS', 'LIKELIEST', 'RULES_ASKED', 'S
            'leave_one_artist_out']
 
 # %% ../../nbs/785_questions.ipynb #65c28820
-import hashlib, re, warnings
+import re, warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,11 +27,13 @@ from ..cache import cached_folder, progress
 from ..captioner.describe import describe_files
 from ..core import LogocentricError, code_hash, load_asset, read_json, shipped_path, write_json
 from ..data.excerpts import FAMILIES
+from ..data.shards import file_sha256
 from ..encoder.tags import load_taggers, tag_sound
 from ..metrics import Score, accuracy, bootstrap_score, score
 from .sources import GenreTest
 from .stage import Stage
 from ..reasoner.channel import reason_by_channel, reason_by_shares, text_likelihoods
+from ..reasoner.generation import named_label
 from ..reasoner.model import LabelWarning, Reasoner, Scores
 from ..reasoner.sentences import SentenceReasoner
 
@@ -144,14 +146,14 @@ def of(self: Hearing, rows: Sequence[int]) -> 'Hearing':
     return Hearing(self.name, texts, None if self.shares is None else self.shares.iloc[list(rows)])
 
 # %% ../../nbs/785_questions.ipynb #e6beb39d
-def _listed(files) -> tuple: # names and sizes: what tells one set of files from another
-    return tuple((str(f), Path(f).stat().st_size) for f in files)
+def _listed(files) -> tuple: # paths and contents: what tells one set of files from another
+    return tuple((str(f), file_sha256(f)) for f in files)
 
 @dataclass(frozen=True)
 class TagShares(Stage):
     "The shares that both taggers give to their words."
     kind, code = 'tag-shares', ('encoder.musicnn', 'encoder.tags', 'audio.decoding', 'audio.frontend')
-    files: tuple # path and size of each
+    files: tuple # path and SHA-256 of each
 
     def read(self, folder) -> pd.DataFrame: # (files, words)
         return pd.read_csv(folder/'shares.csv')
@@ -171,7 +173,7 @@ def make(self: TagShares, folder: Path) -> None:
 class SaidWords(Stage):
     "The sentence of a captioner about each file; empty where it could say none."
     kind, code = 'said', ('captioner.describe', 'captioner.model', 'audio.decoding', 'audio.frontend')
-    files: tuple # path and size of each
+    files: tuple # path and SHA-256 of each
     model: str   # `sha256` of the captioner's weights
 
     def read(self, folder) -> list[str]: return read_json(folder/'said.json')
@@ -187,7 +189,7 @@ def make(self: SaidWords, folder: Path) -> None:
 def weights_digest(name: str # of a model that comes with the package
                   ) -> str:
     "The SHA-256 of its weights."
-    return hashlib.sha256((shipped_path(name)/'model.safetensors').read_bytes()).hexdigest()
+    return file_sha256(shipped_path(name)/'model.safetensors')
 
 def hear(files: Sequence[str | Path]) -> dict[str, Hearing]:
     "What the taggers and the shipped captioner say of some recordings."
@@ -262,17 +264,10 @@ def blank_candidates(reasoner: Reasoner, question: RecordingQuestion, n: int, # 
 def look_up(hearing: Hearing, question: RecordingQuestion, otherwise: str # the answer where no label is named
            ) -> list[str]:
     "The label whose name is in the words, by the largest share; no language model reads."
-    if hearing.shares is None: return [_named(t, question, otherwise) for t in hearing.texts]
-    named = {w: label for w in hearing.shares for label, names in question.names.items()
-             if any(n.lower() in w.lower() for n in names)}
+    if hearing.shares is None: return [named_label(t, question.names) or otherwise for t in hearing.texts]
+    named = {w: label for w in hearing.shares if (label := named_label(w, question.names))}
     if not named: return [otherwise]*len(hearing.shares)
     return [named[w] for w in hearing.shares[list(named)].idxmax(axis=1)]
-
-# %% ../../nbs/785_questions.ipynb #07026e6f
-def _named(text, question, otherwise): # the label that a text names first
-    places = {label: min((text.lower().find(n.lower()) for n in names if n.lower() in text.lower()), default=-1)
-              for label, names in question.names.items()}
-    return min((p, label) for label, p in places.items() if p >= 0)[1] if max(places.values()) >= 0 else otherwise
 
 # %% ../../nbs/785_questions.ipynb #052ffd6d
 READING = ('pipeline.questions', 'reasoner.channel', 'reasoner.labels', 'reasoner.model', 'reasoner.scoring',
