@@ -247,3 +247,10 @@ def test_a_norm_becomes_a_line():
     want = torch.nn.functional.batch_norm(x, mean, variance, gamma, beta, eps=1e-3)
     found = convert_musicnn.line(norm, 3)
     np.testing.assert_allclose(x.numpy()*found['scale'] + found['shift'], want, atol=1e-5)
+
+
+def test_frame_embeddings_that_nobody_asked_for_are_not_held(models):
+    from logocentric.encoder.musicnn import _encode_window
+    model, x = next(iter(models.values())), torch.zeros(187, 96)
+    kept = [_encode_window(model, x, frames)['last_hidden_state'].untyped_storage().nbytes() for frames in (False, True)]
+    assert kept == [0, 187*753*4]

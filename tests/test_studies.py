@@ -2,6 +2,7 @@
 import numpy as np, pytest, soundfile as sf, torch
 from logocentric.core import LogocentricError, load_records, read_json, shared_path
 from logocentric.encoder.audio_encoder import load_encoder
+from logocentric.encoder.heads import load_heads
 from logocentric.encoder.pretrain import Objective
 from logocentric.pipeline.captioner_stages import captioned_pairs, trained_captioner
 from logocentric.pipeline.data_stages import frontend
@@ -287,3 +288,15 @@ def test_words_on_recordings_are_measured_beside_saying_everything(smoke_home):
     for who in metrics['meanings'].values():
         gain = who['described'] - who['named']
         assert who['difference']['value'] == pytest.approx(gain) and in_order(who['difference'])
+
+
+@needs_recordings
+@pytest.mark.slow
+def test_heads_are_chosen_on_some_recordings_and_reported_on_others(smoke_home):
+    metrics = run(smoke_home, 'heads').metrics
+    best = max(metrics['tried'], key=lambda row: row['mean'])
+    assert (metrics['chosen']['parts'], metrics['chosen']['C']) == (best['parts'], best['C'])
+    assert set(metrics['chosen']['calibrated_by']) == {'kind', 'voice', 'drums', 'tempo', 'instruments'}
+    for found in metrics['reported'].values():
+        assert in_order(found['value']) and found['value']['value'] == pytest.approx(np.mean([*found['recall'].values()]))
+    assert load_heads(smoke_home/'data/runs/smoke-1/heads').config.inputs.keys() == set(best['parts'].split(' + '))

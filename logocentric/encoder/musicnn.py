@@ -279,7 +279,8 @@ def encode_sound(
 def _encode_window(model, x, frames): # (frames, mels)
     most = round(model.length.window*model.frontend.config.frame_rate)
     out = model(_full(x, most)[None].to(model.device))
-    return dict(out, last_hidden_state=out.last_hidden_state[:, :len(x) if frames else 0])
+    kept = out.last_hidden_state[:, :len(x) if frames else 0].clone() # a view would hold all of it in memory
+    return dict(out, last_hidden_state=kept)
 
 # %% ../../nbs/435_musicnn.ipynb #f77c7491
 @patch
