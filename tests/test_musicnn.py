@@ -6,8 +6,8 @@ from transformers import AutoConfig
 import convert_musicnn
 from logocentric.core import LogocentricError, set_seed, shipped_path
 from logocentric.audio.decoding import AudioError, Decoded
-from logocentric.encoder.musicnn import (MUSICNNS, Line, Musicnn, MusicnnConfig, encode_sound, load_musicnn,
-                                         sound_windows)
+from logocentric.encoder.musicnn import (MUSICNNS, Line, Musicnn, MusicnnConfig, _encode_window, encode_sound,
+                                         load_musicnn, sound_windows)
 from logocentric.encoder.tags import tag_row, tag_sound, tag_table
 
 GOLDEN = Path(__file__).with_name('musicnn_golden.npz') # outputs of musicnn 0.1.0 in TensorFlow 2.21, float32
@@ -250,7 +250,6 @@ def test_a_norm_becomes_a_line():
 
 
 def test_frame_embeddings_that_nobody_asked_for_are_not_held(models):
-    from logocentric.encoder.musicnn import _encode_window
     model, x = next(iter(models.values())), torch.zeros(187, 96)
-    kept = [_encode_window(model, x, frames)['last_hidden_state'].untyped_storage().nbytes() for frames in (False, True)]
-    assert kept == [0, 187*753*4]
+    held = lambda frames: _encode_window(model, x, frames)['last_hidden_state'].untyped_storage().nbytes()
+    assert [held(False), held(True)] == [0, 187*753*4]
