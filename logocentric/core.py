@@ -337,15 +337,20 @@ def config_hash(config: dict, # any JSON-like configuration; the order of keys d
 def _named_tables(tree): # names of TOML files among the string constants of a module
     return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and str(n.value).endswith('.toml')}
 
+@lru_cache(maxsize=None) # a module decides many results
+def _syntax(text): # of a module
+    tree = ast.parse(text)
+    return ast.dump(tree), _named_tables(tree)
+
 # %% ../nbs/000_core.ipynb #71fdd416
 @lru_cache
 def code_hash(*modules: str # names of modules of this package, e.g. `audio.frontend`
              ) -> str:
     "A short hash of what some modules do: comments and layout do not count, tables of `assets` that they name do."
     origins = [Path(find_spec(f'logocentric.{m}').origin) for m in modules]
-    trees = [ast.parse(p.read_text(encoding='utf-8')) for p in origins]
-    tables = [shipped_path(name) for name in sorted(set().union(*map(_named_tables, trees)))]
-    parts = [*map(ast.dump, trees), *(t.read_text(encoding='utf-8') for t in tables if t.is_file())]
+    dumps, named = zip(*(_syntax(p.read_text(encoding='utf-8')) for p in origins))
+    tables = [shipped_path(name) for name in sorted(set().union(*named))]
+    parts = [*dumps, *(t.read_text(encoding='utf-8') for t in tables if t.is_file())]
     return hashlib.sha256(''.join(parts).encode()).hexdigest()[:12]
 
 # %% ../nbs/000_core.ipynb #595bc553

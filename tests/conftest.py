@@ -1,5 +1,5 @@
 "Every test runs quietly, on one thread, without a display and without a network. What several files need is made once."
-import os
+import multiprocessing, os
 os.environ.update(LOGOCENTRIC_QUIET='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
                   OMP_NUM_THREADS='1') # two workers on two cores; and small models are slower on two threads
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest, torch
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
-LONGEST = [f'test_{n}' for n in ('experiments interruptions distributed studies tagging_stages sources reasoners '
-                                 'full_size').split()]
+LONGEST = [f'test_{n}' for n in ('experiments interruptions distributed reasoner studies tagging_stages sources '
+                                 'reasoners full_size').split()]
 
 
 def pytest_collection_modifyitems(items):
@@ -49,6 +49,16 @@ def smoke_home(smoke_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('LOGOCENTRIC_HOME', str(smoke_folder))
         yield smoke_folder
+
+
+# --- processes
+
+@pytest.fixture(scope='session')
+def fresh_process():
+    "A `Process` that knows nothing of this one, not even its home. What all of them import is imported once."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['logocentric.pipeline.report'])
+    return context.Process
 
 
 # --- tokenizers, none of which a test may change

@@ -1,5 +1,5 @@
 "Two processes learn what one learns; checkpoints, stages and the switches for memory and speed change nothing."
-import os, shutil, subprocess, sys
+import os, shutil, socket
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -189,33 +189,28 @@ def second(folder, rank):
     disk = folder/'run' if rank == 0 else folder/'a-third-machine'
     return dict(wrong=said(lambda: learn('mae', folder=disk, batch_size=3)), run=learn('mae', folder=disk))
 
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_distributed
-from logocentric.cache import all_processes
-torch.set_num_threads(1)
-folder, phase, rank = Path({folder!r}), sys.argv[1], all_processes().process_index
-torch.save(getattr(test_distributed, phase)(folder, rank), folder/(phase + str(rank) + '.pt'))
-"""
+def leave(phase, folder, rank, port):
+    "What one of two processes does, begun as a launcher begins it."
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', GROUP_RANK='0',
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    torch.set_num_threads(1)
+    torch.save(phase(folder, rank), folder/f'{phase.__name__}{rank}.pt')
 
-def launch(folder, phase):
-    "Two processes over gloo; what each of them found. (`accelerate launch` starts several on CPUs by MPI only.)"
-    script = folder/'script.py'
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    root = str(Path(__file__).parents[1])
-    env = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=root, ACCELERATE_USE_CPU='true')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', script, phase]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    (folder/f'{phase}.err').write_text(done.stderr)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder/f'{phase}{rank}.pt', weights_only=False) for rank in (0, 1)]
+def launch(process, phase, folder):
+    "Two processes over gloo; what each of them found. (Under `torchrun` the chapter on training begins two.)"
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    both = [process(target=leave, args=(phase, folder, rank, port)) for rank in (0, 1)]
+    for run in both: run.start()
+    for run in both: run.join(300)
+    assert [run.exitcode for run in both] == [0, 0]
+    return [torch.load(folder/f'{phase.__name__}{rank}.pt', weights_only=False) for rank in (0, 1)]
 
 @pytest.fixture(scope='module')
-def two(tmp_path_factory, one_thread):
+def two(tmp_path_factory, one_thread, fresh_process):
     folder = tmp_path_factory.mktemp('two')
-    return folder, launch(folder, 'first')
+    return folder, launch(fresh_process, first, folder)
 
 @pytest.mark.parametrize('case', CASES)
 def test_two_processes_learn_what_one_learns(two, case):
@@ -236,11 +231,11 @@ def test_only_the_main_process_writes(two):
     assert sorted(main['files']) == ['best.safetensors', 'last.pt'] or main['files'] == ['last.pt']
     assert other['files'] == [] and main['cut'] is other['cut'] is None
 
-def test_a_run_goes_on_with_one_process_and_again_with_two(two):
+def test_a_run_goes_on_with_one_process_and_again_with_two(two, fresh_process):
     folder = two[0]
     assert torch.load(folder/'run'/'last.pt')['step'] == 4
     assert learn('mae', folder=folder/'run', stop_after=10) is None and torch.load(folder/'run'/'last.pt')['step'] == 12
-    main, other = launch(folder, 'second')
+    main, other = launch(fresh_process, second, folder)
     for process in (main, other):
         assert 'clips_in_a_step: 8 -> 6' in process['wrong'] and 'choose batch_size=4' in process['wrong']
         same(process['run'], learn('mae'))

@@ -16,6 +16,7 @@ from logocentric.pipeline.scales import SCALES, ReasonerScale, Setup
 from logocentric.pipeline.schedule import answering_stages, training_stages
 from logocentric.pipeline.stage import in_order
 from logocentric.pipeline.tagging_stages import tagging_setup, trained_classifier, trained_tagger
+from logocentric.runs import TrainConfig
 from logocentric.training import train
 
 ROOT, SMOKE = project_root(), SCALES['smoke']
@@ -127,7 +128,7 @@ def test_models_by_name_or_folder(report, tmp_path):
 
 def test_pairs_beyond_what_is_kept_are_rendered(smoke_home):
     "As at scale `gpu`: what is rendered while training is what would have been kept, with one sound for four clips."
-    def sized(kept): return Setup(replace(SMOKE, data=replace(SMOKE.data, kept=kept, pairs=(8, 24))), 3)
+    def sized(kept): return Setup(replace(SMOKE, data=replace(SMOKE.data, kept=kept, pairs=(8, 24))), 1)
     setup, whole = sized(8), sized(None)
     kept, every = (training_clips(s, 'train').load() for s in (setup, whole))
     assert (len(kept), len(every)) == (8, 24) and lazy_clips(setup, 8) is None and lazy_clips(whole, 24) is None
@@ -144,7 +145,10 @@ def test_pairs_beyond_what_is_kept_are_rendered(smoke_home):
 
 def test_every_model_can_be_learned_in_parts(smoke_home, monkeypatch):
     "A run whose memory was too small: smaller batches, activations computed again, the same stages looked for later."
-    setup, seen = Setup(replace(SMOKE, data=replace(SMOKE.data, pairs=(8, 16))), 4), []
+    other, seen = TrainConfig(steps=3, batch_size=8), [] # of models that are not made yet, on clips that are
+    setup = Setup(replace(
+        SMOKE, encoder=replace(SMOKE.encoder, mae=other, multitask=other), reasoner=ReasonerScale(('small',), steps=3),
+        captioner=replace(SMOKE.captioner, train=other, warmup=other), tagging=replace(SMOKE.tagging, train=other)), 1)
     def noted(model, data, config, *args, **kwargs):
         seen.append((config.batch_size, config.accumulation, config.recompute))
         return train(model, data, config, *args, **kwargs)
@@ -178,14 +182,6 @@ def test_numbers_of_pairs():
     assert Setup.at('smoke', pairs='4,9').scale.data.pairs == (4, 9)
 
 
-def test_a_curve_of_pairs(report, run):
-    "Table 2 with three numbers of pairs is a curve, and its record says that they are not the scale's."
-    output = run_experiment('table2_data_scale', 'smoke', 1, pairs='8, 32, 64')
-    assert (run/'figures'/'table2_accuracy.png').exists() and output.exists()
-    record, = [r for r in load_records(run/'records', name='table2_data_scale') if 'pairs' in r.params]
-    assert sorted({r['pairs'] for r in record.metrics['rows']}) == [8, 32, 64]
-
-
 @pytest.mark.slow
 def test_reproduce_under_a_launch(tmp_path):
     "Two processes over gloo: one report, stages made once. (On GPUs `accelerate launch` does what `torchrun` does.)"
@@ -201,42 +197,41 @@ def test_reproduce_under_a_launch(tmp_path):
     assert (captioner/'model.safetensors').exists() and len(read_json(captioner/'history.json')['rows']) == 4
 
 
-def test_papermill_from_the_root(report, tmp_path):
-    "The command that the README shows."
-    notebook, output = 'nbs/experiments/table1_reasoner_size.ipynb', tmp_path/'out.ipynb'
+def test_papermill_from_the_root(report, run, tmp_path):
+    "The command that the README shows. Table 2 with three numbers of pairs is a curve, and its record says so."
+    notebook, output = 'nbs/experiments/table2_data_scale.ipynb', tmp_path/'out.ipynb'
     command = [sys.executable, '-m', 'papermill', notebook, str(output), '-p', 'scale', 'smoke', '-p', 'seed', '1']
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, '-p', 'pairs', '8, 32, 64'], cwd=ROOT, check=True, capture_output=True, timeout=300)
     assert read_json(output)['metadata']['papermill']['exception'] is None
+    assert (run/'figures'/'table2_accuracy.png').exists()
+    record, = [r for r in load_records(run/'records', name='table2_data_scale') if 'pairs' in r.params]
+    assert sorted({r['pairs'] for r in record.metrics['rows']}) == [8, 32, 64]
 
 
-CODE = """
-from logocentric.pipeline.captioner_stages import trained_captioner
-from logocentric.pipeline.scales import Setup
-print(trained_captioner(Setup.at('smoke', 2)).folder())
-"""
-
-def start(home, **options):
-    "A run in a process of its own."
-    env = {**os.environ, 'LOGOCENTRIC_HOME': str(home), 'LOGOCENTRIC_QUIET': '1'}
-    return subprocess.Popen([sys.executable, '-c', CODE], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                            text=True, **options)
+def learn_alone(home):
+    "Train a captioner in a process group of its own."
+    os.setsid()
+    os.environ['LOGOCENTRIC_HOME'] = str(home)
+    trained_captioner(Setup.at('smoke', 2)).folder()
 
 
-def kill_when_seen(home, kind):
+def kill_when_seen(process, home, kind):
     "Kill a run as soon as a stage of this kind has a file."
-    run, deadline = start(home, start_new_session=True), time.time() + 120
+    run, deadline = process(target=learn_alone, args=(home,)), time.time() + 120
+    run.start()
     seen = lambda: list((home/'data'/'cache'/kind).glob('*/*'))
-    while not seen() and run.poll() is None and time.time() < deadline: time.sleep(.02)
-    assert run.poll() is None, 'the run ended before it could be killed'
+    while not seen() and run.is_alive() and time.time() < deadline: time.sleep(.02)
+    assert run.is_alive(), 'the run ended before it could be killed'
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    run.join()
 
 
-def test_a_killed_run_continues(tmp_path):
+def test_a_killed_run_continues(tmp_path, fresh_process, monkeypatch):
     "Killed twice, at different moments; the third call ends with the very weights of a run that was left alone."
-    def finish(home): return Path(start(home).communicate(timeout=300)[0].split()[-1])
-    for kind in ('corpus', 'mae'): kill_when_seen(tmp_path/'killed', kind)
-    killed, alone = finish(tmp_path/'killed'), finish(tmp_path/'alone')
-    # to compare, and not to describe, megabytes
-    digest = lambda folder: hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
-    assert digest(killed) == digest(alone)
+    for kind in ('corpus', 'mae'): kill_when_seen(fresh_process, tmp_path/'killed', kind)
+    def digest(home): # to compare, and not to describe, megabytes
+        monkeypatch.setenv('LOGOCENTRIC_HOME', str(home))
+        model = trained_captioner(Setup.at('smoke', 2)).folder()/'model.safetensors'
+        assert model.is_relative_to(home)
+        return hashlib.sha256(model.read_bytes()).hexdigest()
+    assert digest(tmp_path/'killed') == digest(tmp_path/'alone')

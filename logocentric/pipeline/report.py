@@ -26,7 +26,7 @@ from .reasoner_stages import reasoner_stage
 from .data_stages import TEST_SETS
 from .results import TEST_TITLES, genre_table
 from .scales import Setup
-from .schedule import answering_stages, run_stages, training_stages
+from .schedule import run_stages, training_stages
 from .stage import Stage
 from ..reasoner.model import Reasoner
 
@@ -238,11 +238,9 @@ def leave_launch() -> bool:
 # %% ../../nbs/810_report.ipynb #1b292904
 def run_paper(setup: Setup) -> bool:
     "Render, train, answer, and run the notebooks; false in a process of a launch that is not needed to the end."
-    run_stages(training_stages(setup))
+    if world_size() > 1: run_stages(training_stages(setup))
     if not leave_launch(): return False
-    run_stages(answering_stages(setup))
-    publish(setup)
-    run_stages(notebook_runs(setup))
+    run_stages(notebook_runs(setup)) # and all that they need, by the same workers
     return True
 
 # %% ../../nbs/810_report.ipynb #88655969
@@ -265,6 +263,7 @@ def reproduce(scale: str = 'mini', # `smoke`, `mini`, `gpu` or `paper`
     if is_main(): setup.disk.need_models(setup.pretrained())
     with less_memory(parts, recompute):
         if not _run_or_find(setup): return ''
+        publish(setup)
     path, seconds = report(setup), time.time() - start
     text = path.read_text(encoding='utf-8')
     return f"{text}\nreport: {path} and {path.with_suffix('.html')}\n{seconds:.0f} s"

@@ -140,7 +140,8 @@ def _smoke() -> Scale:
         'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, vocabulary=600, labelled=40,
                            sounds_share=.25, sounds=40),
         EncoderScale(dict(name='tiny'), mae=_FEW, multitask=_FEW),
-        CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), _FEW, warmup=_FEW, frozen=_FEW, lags=(1,), tokens=30),
+        CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), _FEW, warmup=_FEW, frozen=_FEW, lags=(1,), tokens=30,
+                       samples=2),
         ReasonerScale(('small', 'medium', 'large'), steps=4), _smoke_tagging())
 
 # %% ../../nbs/710_scales.ipynb #a14d93ee

@@ -82,6 +82,7 @@ class Waiting:
     def __init__(self, stages: list[Stage]):
         urgent = urgency(stages)
         self.stages = sorted(stages, key=lambda s: -urgent[s.key])  # a stable sort: equals stay behind what they need
+        self.needs = {s.key: [need.key for need in s.needs] for s in stages} # a notebook needs all others: found once
         self.unmade = {s.key for s in stages}
 
     def made(self, stage: Stage): self.unmade.discard(stage.key)
@@ -91,7 +92,7 @@ class Waiting:
 def next(self: Waiting) -> Stage | None:
     "A stage that can be made now, if there is one."
     for stage in self.stages:
-        if not any(need.key in self.unmade for need in stage.needs):
+        if self.unmade.isdisjoint(self.needs[stage.key]):
             self.stages.remove(stage)
             return stage
 
