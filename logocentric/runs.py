@@ -12,7 +12,6 @@ from pathlib import Path
 from .core import write_json
 import pandas as pd, torch
 from fastcore.basics import patch
-from transformers import get_scheduler
 
 # %% ../nbs/060_runs.ipynb #fef7c592
 # long: one record, read as a table
@@ -62,6 +61,7 @@ def optimizer_and_schedule(model: torch.nn.Module,
                            param_groups=None # groups for AdamW, or model -> groups; `decay_groups` by default
                           ) -> tuple:
     "AdamW and the schedule of its learning rate."
+    from transformers import get_scheduler # here, for it is slow to import
     groups = param_groups(model) if callable(param_groups) else param_groups
     optimizer = _adamw(groups or decay_groups(model, config.weight_decay), config)
     return optimizer, get_scheduler(config.schedule, optimizer, num_warmup_steps=round(config.warmup*config.steps),

@@ -8,8 +8,8 @@ import pytest, torch
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
-LONGEST = [f'test_{n}' for n in ('experiments interruptions distributed studies tagging_stages sources reasoners '
-                                 'full_size').split()]
+LONGEST = [f'test_{n}' for n in ('experiments interruptions distributed reasoner studies tagging_stages sources '
+                                 'reasoners full_size').split()]
 
 
 def pytest_collection_modifyitems(items):

@@ -297,7 +297,7 @@ def test_evaluation_sets_are_not_learned_from(tmp_path):
 
 def test_a_row_on_recordings(setup):
     most = setup.scale.data.pairs[-1]
-    row = genre_row(setup, 'gtzan_filtered', setup.scale.reasoner.largest, most)
+    row = genre_row(setup, 'gtzan_filtered', setup.scale.reasoner.names[0], most)
     assert row['n'] == 10 and row['true'] is None and row['predicted']['n'] == row['sampled']['n'] == 10
     shown = genre_table([row], {'gtzan_filtered': genre_baselines(setup, 'gtzan_filtered')})
     assert shown.index[0] == ('GTZAN, fault-filtered test', 10) and shown['from true words'].item() == '–'
