@@ -128,22 +128,26 @@ def _spread(w, b, y, question): # a row for each answer, where two share one row
     return weights, biases
 
 # %% ../../nbs/492_heads.ipynb #52eede92
+def _all_rows(x, facts, questions, C): # standardised → (outputs, features), (outputs,)
+    found = []
+    for name in questions:
+        known, y = head_targets(facts, name)
+        if not len(known): raise LogocentricError(f'no sound has a known answer to {HEAD_QUESTIONS[name].title!r}')
+        found.append(_spread(*_fit_one(x[known], y, C), y, HEAD_QUESTIONS[name]))
+    return [np.concatenate(parts) for parts in zip(*found)]
+
+# %% ../../nbs/492_heads.ipynb #862eee59
 def fit_heads(x: np.ndarray,            # (sounds, features)
               facts: Sequence[Mapping], # of each sound, as of `head_targets`
               inputs: dict[str, int],   # part of the features → how many numbers
               questions: Sequence[str] = tuple(HEAD_QUESTIONS),
-              C: float = 3e-4           # inverse strength of the penalty
+              C: float = 1e-3           # inverse strength of the penalty
              ) -> SoundHeads:
     "Heads that have learned from sounds whose facts are known."
     if len(x) != len(facts): raise LogocentricError(f'{len(x)} sounds and facts of {len(facts)}: give one of each')
     heads = SoundHeads(HeadsConfig(inputs=dict(inputs), questions=list(questions))).eval()
     mean, std = x.mean(0), x.std(0) + 1e-6
-    rows = []
-    for name in questions:
-        known, y = head_targets(facts, name)
-        if not len(known): raise LogocentricError(f'no sound has a known answer to {HEAD_QUESTIONS[name].title!r}')
-        rows.append(_spread(*_fit_one((x[known] - mean)/std, y, C), y, HEAD_QUESTIONS[name]))
-    weight, bias = (np.concatenate(parts) for parts in zip(*rows))
+    weight, bias = _all_rows((x - mean)/std, facts, questions, C)
     _fill(heads, mean=mean, std=std, weight=weight, bias=bias)
     return heads
 
@@ -178,21 +182,28 @@ def calibration_of(z: np.ndarray,  # (sounds, answers) logits
     return float(np.exp(found.x[0])), found.x[1:]
 
 # %% ../../nbs/492_heads.ipynb #bfa0896d
+@patch
 @torch.inference_mode()
+def uncalibrated(self: SoundHeads,
+                 x: np.ndarray # (sounds, features)
+                ) -> np.ndarray: # (sounds, outputs)
+    "Logits as they were fitted."
+    standard = (torch.from_numpy(np.asarray(x, np.float32)) - self.mean)/self.std
+    return self.linear(standard).double().numpy()
+
+# %% ../../nbs/492_heads.ipynb #750bd837
 def calibrate_heads(heads: SoundHeads,
                     x: np.ndarray,            # (sounds, features), of sounds that taught nothing
                     facts: Sequence[Mapping], # of each sound; what is unknown is left out
                     penalty: float = 3.
                    ) -> dict[str, int]:       # question → how many sounds calibrated it
     "Give heads the scales and shifts that other sounds ask for."
-    scale, shift, used = heads.scale.numpy()*0 + 1, heads.shift.numpy()*0, {}
-    plain = heads.linear((torch.from_numpy(np.asarray(x, np.float32)) - heads.mean)/heads.std).double().numpy()
+    z, used = heads.uncalibrated(x), {}
+    scale, shift = np.ones(z.shape[1]), np.zeros(z.shape[1])
     for name in heads.config.questions:
         rows, y = head_targets(facts, name)
-        used[name] = len(rows)
-        if len(rows) < 2: continue
-        at = heads.places(name)
-        scale[at], shift[at] = calibration_of(plain[rows][:, at], y, penalty)
+        used[name], at = len(rows), heads.places(name)
+        if len(rows) > 1: scale[at], shift[at] = calibration_of(z[rows][:, at], y, penalty)
     _fill(heads, scale=scale, shift=shift)
     return used
 
