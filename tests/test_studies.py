@@ -308,3 +308,23 @@ def test_heads_are_chosen_on_some_recordings_and_reported_on_others(smoke_home):
         mean = np.mean([*found['recall'].values()])
         assert in_order(found['value']) and found['value']['value'] == pytest.approx(mean)
     assert load_heads(smoke_home/'data/runs/smoke-1/heads').config.inputs.keys() == set(best['parts'].split(' + '))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('clips', [pytest.param(10, marks=needs_recordings, id='recordings'),
+                                   pytest.param(8, id='rendered sets alone')])
+def test_a_prompt_of_ones_own_is_compared_on_the_same_recordings(smoke_home, tmp_path, clips):
+    run_experiment('prompt_per_set', 'smoke', 1, clips=clips, **(dict(folder=str(tmp_path)) if clips == 8 else {}))
+    metrics, = [r.metrics for r in records(smoke_home, 'prompt_per_set', clips=clips)]
+    assert len(metrics['gains']) == len(metrics['accuracy']) == 4
+    for way, scores in zip(metrics['gains'], metrics['accuracy']):
+        mean, sets = way['sets'].pop('mean')['gain'], way['sets']
+        assert set(sets) == set(scores['sets'])
+        assert sum(title.startswith('recordings') for title in sets) == (2 if clips == 10 else 0)
+        for title, row in sets.items():
+            assert row['gain']['value'] == pytest.approx(row['own']['value'] - row['common']['value'])
+            assert in_order(row['gain']) and {p[k] for p in row['prompts'] for k in p} <= set(scores['sets'][title])
+            assert row['own']['n'] == metrics['baselines'][title]['n']
+        assert mean['value'] == pytest.approx(np.mean([row['gain']['value'] for row in sets.values()]))
+    matrix = np.array(metrics['agreement'][0]['sets']['matrix'])
+    assert np.allclose(matrix, matrix.T) and np.abs(matrix).max() <= 1 + 1e-9
