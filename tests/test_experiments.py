@@ -217,8 +217,9 @@ def learn_alone(home):
 
 def kill_when_seen(process, home, kind):
     "Kill a run as soon as a stage of this kind has a file."
-    run, deadline = process(target=learn_alone, args=(home,)), time.time() + 120
+    run = process(target=learn_alone, args=(home,))
     run.start()
+    deadline = time.time() + 120
     seen = lambda: list((home/'data'/'cache'/kind).glob('*/*'))
     while not seen() and run.is_alive() and time.time() < deadline: time.sleep(.02)
     assert run.is_alive(), 'the run ended before it could be killed'

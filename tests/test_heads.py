@@ -1,9 +1,11 @@
 "Heads on frozen features: what is known becomes targets, answers add up, calibration changes confidence and no order."
+from dataclasses import replace
 import numpy as np, pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from logocentric.calibration import calibration_error
 from logocentric.core import LogocentricError
+from logocentric.data.players import INSTRUMENT_GROUPS
 from logocentric.encoder.heads import (HEAD_QUESTIONS, calibrate_heads, calibration_of, fit_heads, head_targets,
                                        load_heads)
 
@@ -80,11 +82,23 @@ def test_a_few_sounds_calibrate_little_and_none_not_at_all(heads):
     assert (scale[heads.places('drums')] == 1).all() and (abs(np.log(scale[at])) < 1).all()
 
 
+def test_the_table_of_questions_may_change_and_saved_heads_do_not(heads, tmp_path, monkeypatch):
+    x, before = sounds(20, seed=6)[0], heads.probabilities(sounds(20, seed=6)[0])['kind']
+    heads.save_pretrained(tmp_path)
+    monkeypatch.setitem(HEAD_QUESTIONS, 'kind', replace(HEAD_QUESTIONS['kind'], answers=['noise', *KINDS[::-1]]))
+    again = load_heads(tmp_path).probabilities(x)['kind']
+    assert list(again) == KINDS and (again == before).all(axis=None)
+
+
+def test_instruments_are_the_groups_that_clips_are_made_of():
+    assert {*HEAD_QUESTIONS['instruments'].answers} == {*INSTRUMENT_GROUPS}
+
+
 def test_heads_are_the_same_after_saving(heads, tmp_path):
     x = sounds(20, seed=4)[0]
     heads.save_pretrained(tmp_path)
     again = load_heads(tmp_path)
-    assert again.config.inputs == dict(made_up=SIZE)
+    assert again.config.inputs == dict(made_up=SIZE) and again.config.asked['kind'] == HEAD_QUESTIONS['kind']
     for name, table in heads.probabilities(x).items(): assert (table == again.probabilities(x)[name]).all(axis=None)
     (tmp_path/'model.safetensors').write_bytes(b'nothing')
     with pytest.raises(LogocentricError, match='model.safetensors'): load_heads(tmp_path)

@@ -6,7 +6,7 @@
 __all__ = ['DAMAGE_PATTERN', 'HEADER_ERRORS', 'RATES', 'UNKNOWN_LENGTH', 'LENGTH_TOLERANCE', 'LINEAR', 'MAX_AMPLITUDE',
            'BY_FFMPEG', 'COMPLAINED', 'MANY_BYTES', 'CANCEL_SHARE', 'CONTEXT_SECONDS', 'INTEGER_SCALES', 'Decoded',
            'read_blocks', 'AudioInfo', 'audio_info', 'stream_audio', 'load_audio', 'as_audio', 'Window', 'LengthPolicy',
-           'stream_windows', 'check_decoding']
+           'cut_windows', 'stream_windows', 'check_decoding']
 
 # %% ../../nbs/110_decoding.ipynb #b69a5d5f
 import itertools, math, os, re, tempfile, threading
@@ -497,9 +497,9 @@ def coverage(self: LengthPolicy, seconds: float) -> str: # s, length of the soun
 
 # %% ../../nbs/110_decoding.ipynb #0b7ad072
 class _Ahead:
-    "A file that is decoded as far as somebody asks, and what of it is still held."
-    def __init__(self, path: str | Path, sample_rate: int, found: Decoded):
-        self.pieces, self.rate, self.found = _resampled(path, sample_rate, found), sample_rate, found
+    "Samples that are decoded as far as somebody asks, and what of them is still held."
+    def __init__(self, pieces: Iterator[np.ndarray], sample_rate: int, found: Decoded):
+        self.pieces, self.rate, self.found = pieces, sample_rate, found
         self.held, self.at, self.ended = np.zeros(0, np.float32), 0, False
 
     def read_to(self, seconds: float):
@@ -521,19 +521,29 @@ def samples(self: _Ahead, window: Window) -> np.ndarray:
     return self.held[:stop - start]
 
 # %% ../../nbs/110_decoding.ipynb #d9972e6a
+def cut_windows(pieces: Iterator[np.ndarray], # samples, one piece behind the other
+                policy: LengthPolicy, # which windows
+                sample_rate: int, # Hz of the samples
+                found: Decoded # filled while pieces are taken
+               ) -> Iterator[tuple[Window, np.ndarray]]: # a window and its (samples,) float32
+    "The windows of a stream, each as soon as it is certain."
+    sound = _Ahead(pieces, sample_rate, found)
+    for n in itertools.count():
+        window = Window(n*policy.hop, n*policy.hop + policy.window)
+        sound.read_to(window.stop + max(0, policy.min_seconds - policy.hop + 1e-3))
+        if sound.ended: break
+        yield window, sound.samples(window)
+    for window in policy.windows(found.seconds)[n:]: yield window, sound.samples(window)
+
+# %% ../../nbs/110_decoding.ipynb #a2512cee
 def stream_windows(path: str | Path, # a sound file
                    policy: LengthPolicy = LengthPolicy(), # which windows
                    sample_rate: int = 16_000, # Hz wanted
                    found: Decoded | None = None # filled while the file is read
                   ) -> Iterator[tuple[Window, np.ndarray]]: # a window and its (samples,) float32
     "The windows of a file, decoded one after the other in bounded memory."
-    sound = _Ahead(path, sample_rate, found or Decoded())
-    for n in itertools.count():
-        window = Window(n*policy.hop, n*policy.hop + policy.window)
-        sound.read_to(window.stop + max(0, policy.min_seconds - policy.hop + 1e-3))
-        if sound.ended: break
-        yield window, sound.samples(window)
-    for window in policy.windows(sound.found.seconds)[n:]: yield window, sound.samples(window)
+    found = found or Decoded()
+    return cut_windows(_resampled(path, sample_rate, found), policy, sample_rate, found)
 
 # %% ../../nbs/110_decoding.ipynb #1d75b435
 def _differences(windows: list, whole: np.ndarray, policy: LengthPolicy, rate: int, seconds: float) -> Iterator[str]:

@@ -12,21 +12,20 @@ from pathlib import Path
 import pandas as pd
 from ..core import LogocentricError, load_asset, project_root, shared_path
 from .excerpts import choosing_excerpts, read_truth
+from .players import INSTRUMENT_GROUPS
+from .variety import TEMPO_CLASSES
 
 # %% ../../nbs/376_roles.ipynb #f4f0803a
 _NAMES = load_asset('heard_instruments.toml') # instrument → how truth tables call it
 _INSTRUMENT_OF = {word: name for name, of in _NAMES.items() if name != 'drums' for word in of['truth']}
-_KNOWN = {*_INSTRUMENT_OF.values(), 'accordion', 'harmonica', 'harpsichord', 'harp', 'banjo', 'sitar', 'choir'}
 
 def instrument_names(text: str # words of a truth table, between spaces
                     ) -> list[str] | None: # None for an empty text: nothing is known
     "The instruments that a text lists, by the names that are asked for; others are left out."
     words = text.split()
-    return sorted({_INSTRUMENT_OF.get(w, w) for w in words} & _KNOWN) if words else None
+    return sorted({_INSTRUMENT_OF.get(w, w) for w in words} & set(INSTRUMENT_GROUPS)) if words else None
 
 # %% ../../nbs/376_roles.ipynb #c4a07d21
-_TEMPI = dict(slow='slow', moderate='moderate', lively='fast', fast='fast')
-
 def known_facts(kind: str,         # music, speech, other or ''
                 voice: str = '',   # yes, no or ''; with music it is sung, with speech spoken
                 drums: str = '', tempo: str = '', instruments: str = ''
@@ -34,7 +33,7 @@ def known_facts(kind: str,         # music, speech, other or ''
     "What a line of a truth table says, as facts."
     sung = dict(yes='spoken' if kind == 'speech' else 'sung', no='none').get(voice)
     if kind == 'speech': sung = 'spoken'
-    return dict(kind=kind or None, voice=sung, drums=drums or None, tempo=_TEMPI.get(tempo),
+    return dict(kind=kind or None, voice=sung, drums=drums or None, tempo=TEMPO_CLASSES.get(tempo),
                 instruments=instrument_names(instruments))
 
 # %% ../../nbs/376_roles.ipynb #04de81ae

@@ -22,7 +22,7 @@ from torch import Tensor
 
 # %% ../../nbs/445_both.ipynb #8388e58f
 from ..core import LogocentricError, fitting_threads
-from ..audio.decoding import Decoded, LengthPolicy, Window, as_audio, stream_audio
+from ..audio.decoding import Decoded, LengthPolicy, Window, as_audio, cut_windows, stream_audio
 from ..audio.frontend import LogMel
 from .audio_encoder import AudioEncoder, load_encoder
 from .features import _encode, max_columns
@@ -52,39 +52,14 @@ def _blocks(sound, sample_rate, rate, found): # (samples,) at `rate`, one after 
     if isinstance(sound, (str, Path)): yield from stream_audio(sound, 1., rate, found=found)
     else: yield as_audio(sound, sample_rate or rate, rate, found=found)
 
-# %% ../../nbs/445_both.ipynb #354191fd
-class _Held: # the samples of a stream that a window may still need
-    def __init__(self, blocks):
-        self.blocks, self.samples, self.at, self.ended = blocks, np.zeros(0, np.float32), 0, False
-
-    def more(self):
-        block = next(self.blocks, None)
-        if block is None: self.ended = True
-        else: self.samples = np.concatenate([self.samples, block])
-
-    def cut(self, start, stop): # what lies before is let go
-        self.samples, self.at = self.samples[start - self.at:], start
-        return self.samples[:stop - start]
-
-# %% ../../nbs/445_both.ipynb #b10f15b2
-def _windows(blocks, policy, rate, found): # each with its samples
-    held, cut = _Held(blocks), lambda w: (w, held.cut(round(w.start*rate), round(w.stop*rate)))
-    for n in count():
-        window = Window(n*policy.hop, n*policy.hop + policy.window)
-        enough = window.stop + max(0, policy.min_seconds - policy.hop) + 1e-3  # s, with a rest that is not dropped
-        while not held.ended and (found.seconds < enough or held.at + len(held.samples) < enough*rate): held.more()
-        if held.ended: break
-        yield cut(window)
-    for window in policy.windows(found.seconds)[n:]: yield cut(window)
-
 # %% ../../nbs/445_both.ipynb #6868c05d
 @patch
 def _inputs(self: BothEncoders, sound, sample_rate, found): # whose it is, a window, samples or log-mel
     model, rate = next(iter(self.taggers.values())), self.ours.frontend.sample_rate
     for_ours, for_taggers = tee(_blocks(sound, sample_rate, rate, found))
     policy = replace(model.length, hop=model.length.window) # one behind the other
-    waves = _windows(for_ours, self.length, rate, found)
-    logmels = _windows_of_frames(_windows(for_taggers, policy, rate, found), model.frontend, policy)
+    waves = cut_windows(for_ours, self.length, rate, found)
+    logmels = _windows_of_frames(cut_windows(for_taggers, policy, rate, found), model.frontend, policy)
     named = lambda name, pairs: ((name, *pair) for pair in pairs)
     return merge(named('ours', waves), named('taggers', logmels), key=lambda row: row[1].stop)
 
@@ -99,8 +74,7 @@ def _ours_of(both, wave): # (samples,) → (size,), columns
 # %% ../../nbs/445_both.ipynb #bbeedfe4
 @torch.inference_mode()
 def _tags_of(both, x): # (frames, mels) → outputs by model, (frames,) the largest value of each frame
-    rows = {name: _encode_window(model, x, False) for name, model in both.taggers.items()}
-    return {name: {k: y.clone() for k, y in row.items()} for name, row in rows.items()}, x.amax(1)
+    return {name: _encode_window(model, x, False) for name, model in both.taggers.items()}, x.amax(1)
 
 # %% ../../nbs/445_both.ipynb #c26652ab
 def _in_order(

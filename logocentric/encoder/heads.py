@@ -11,7 +11,7 @@ from ..core import LogocentricError, check_weights, load_asset, loading_model
 
 # %% ../../nbs/492_heads.ipynb #369fe6a7
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -55,7 +55,14 @@ class HeadsConfig(PretrainedConfig):
     "What heads read and what they are asked."
     model_type = 'logocentric_heads'
     inputs: dict | None = None    # part of the features → how many numbers
-    questions: list | None = None # of `HEAD_QUESTIONS`
+    questions: list | None = None # name and fields of each `HeadQuestion`, in the order of the outputs
+
+# %% ../../nbs/492_heads.ipynb #213adabd
+@patch(as_prop=True)
+def asked(self: HeadsConfig) -> dict[str, HeadQuestion]:
+    "The questions that heads answer, by name."
+    fields = lambda q: {k: v for k, v in q.items() if k != 'name'}
+    return {q['name']: HeadQuestion(**fields(q)) for q in self.questions or []}
 
 # %% ../../nbs/492_heads.ipynb #506d33bf
 class SoundHeads(PreTrainedModel):
@@ -63,14 +70,12 @@ class SoundHeads(PreTrainedModel):
     config_class = HeadsConfig
     def __init__(self, config: HeadsConfig):
         super().__init__(config)
-        size, outputs = sum((config.inputs or {}).values()), self._outputs(config)
+        size, outputs = sum((config.inputs or {}).values()), sum(len(q.answers) for q in config.asked.values())
         self.linear = nn.Linear(size, outputs)
         for name, n, value in (('mean', size, 0.), ('std', size, 1.), ('scale', outputs, 1.), ('shift', outputs, 0.)):
             self.register_buffer(name, torch.full((n,), value))
         self.post_init()
 
-    @staticmethod
-    def _outputs(config): return sum(len(HEAD_QUESTIONS[q].answers) for q in config.questions or [])
 
 # %% ../../nbs/492_heads.ipynb #0d718f31
 @patch
@@ -81,17 +86,24 @@ def _init_weights(self: SoundHeads, module): # those of `nn.Linear` stand until 
 def places(self: SoundHeads, name: str # one of the questions
           ) -> slice:
     "Where the answers of a question stand among the outputs."
-    sizes = [len(HEAD_QUESTIONS[q].answers) for q in self.config.questions]
-    i = self.config.questions.index(name)
+    sizes = [len(q.answers) for q in self.config.asked.values()]
+    i = list(self.config.asked).index(name)
     return slice(sum(sizes[:i]), sum(sizes[:i + 1]))
 
 # %% ../../nbs/492_heads.ipynb #5737845d
+@patch
+def uncalibrated(self: SoundHeads,
+                 x: Tensor # (b, features)
+                ) -> Tensor: # (b, outputs)
+    "Logits as they were fitted."
+    return self.linear((x.float() - self.mean)/self.std)
+
 @patch
 def forward(self: SoundHeads,
             x: Tensor # (b, features)
            ) -> Tensor: # (b, outputs) calibrated logits
     "Logits of all answers to all questions."
-    return self.scale*self.linear((x.float() - self.mean)/self.std) + self.shift
+    return self.scale*self.uncalibrated(x) + self.shift
 
 # %% ../../nbs/492_heads.ipynb #5abd1d8c
 @patch
@@ -102,8 +114,8 @@ def probabilities(self: SoundHeads,
     "How likely each answer is, question by question."
     logits = self(torch.from_numpy(np.asarray(x, np.float32))).double().numpy()
     found = {}
-    for name in self.config.questions:
-        q, z = HEAD_QUESTIONS[name], logits[:, self.places(name)]
+    for name, q in self.config.asked.items():
+        z = logits[:, self.places(name)]
         found[name] = pd.DataFrame(expit(z) if q.several else softmax(z, 1), columns=q.answers)
     return found
 
@@ -145,8 +157,8 @@ def fit_heads(x: np.ndarray,            # (sounds, features)
              ) -> SoundHeads:
     "Heads that have learned from sounds whose facts are known."
     if len(x) != len(facts): raise LogocentricError(f'{len(x)} sounds and facts of {len(facts)}: give one of each')
-    heads = SoundHeads(HeadsConfig(inputs=dict(inputs), questions=list(questions))).eval()
-    mean, std = x.mean(0), x.std(0) + 1e-6
+    asked, mean, std = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in questions], x.mean(0), x.std(0) + 1e-6
+    heads = SoundHeads(HeadsConfig(inputs=dict(inputs), questions=asked)).eval()
     weight, bias = _all_rows((x - mean)/std, facts, questions, C)
     _fill(heads, mean=mean, std=std, weight=weight, bias=bias)
     return heads
@@ -181,26 +193,17 @@ def calibration_of(z: np.ndarray,  # (sounds, answers) logits
     found = minimize(loss, np.zeros(1 + z.shape[1]), method='L-BFGS-B')
     return float(np.exp(found.x[0])), found.x[1:]
 
-# %% ../../nbs/492_heads.ipynb #bfa0896d
-@patch
-@torch.inference_mode()
-def uncalibrated(self: SoundHeads,
-                 x: np.ndarray # (sounds, features)
-                ) -> np.ndarray: # (sounds, outputs)
-    "Logits as they were fitted."
-    standard = (torch.from_numpy(np.asarray(x, np.float32)) - self.mean)/self.std
-    return self.linear(standard).double().numpy()
-
 # %% ../../nbs/492_heads.ipynb #750bd837
+@torch.inference_mode()
 def calibrate_heads(heads: SoundHeads,
                     x: np.ndarray,            # (sounds, features), of sounds that taught nothing
                     facts: Sequence[Mapping], # of each sound; what is unknown is left out
                     penalty: float = 3.
                    ) -> dict[str, int]:       # question → how many sounds calibrated it
     "Give heads the scales and shifts that other sounds ask for."
-    z, used = heads.uncalibrated(x), {}
+    z, used = heads.uncalibrated(torch.from_numpy(np.asarray(x, np.float32))).double().numpy(), {}
     scale, shift = np.ones(z.shape[1]), np.zeros(z.shape[1])
-    for name in heads.config.questions:
+    for name in heads.config.asked:
         rows, y = head_targets(facts, name)
         used[name], at = len(rows), heads.places(name)
         if len(rows) > 1: scale[at], shift[at] = calibration_of(z[rows][:, at], y, penalty)

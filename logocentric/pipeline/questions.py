@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -29,7 +28,7 @@ from ..core import LogocentricError, code_hash, load_asset, read_json, shipped_p
 from ..data.excerpts import FAMILIES
 from ..data.shards import file_sha256
 from ..encoder.tags import load_taggers, tag_sound
-from ..metrics import Score, accuracy, bootstrap_score, score
+from ..metrics import Score, accuracy, balanced_accuracy, bootstrap_score, score
 from .sources import GenreTest
 from .stage import Stage
 from ..reasoner.channel import reason_by_channel, reason_by_shares, text_likelihoods
@@ -78,12 +77,7 @@ def genre_question(labels: list[str]) -> RecordingQuestion:
 def judge(self: RecordingQuestion, labels: Sequence[str], answers: Sequence[str]) -> Score:
     "How often answers are right, with an interval."
     if self.metric == 'accuracy': return score(labels, answers)
-    return bootstrap_score(_balanced, labels, answers)
-
-# %% ../../nbs/785_questions.ipynb #508a3dc5
-def _balanced(y, p):
-    "Mean recall of the labels that occur (a resample may miss one)."
-    return float(np.mean([np.mean(p[y == label] == label) for label in np.unique(y)]))
+    return bootstrap_score(balanced_accuracy, labels, answers)
 
 # %% ../../nbs/785_questions.ipynb #7925a3ac
 STRUCK = ('none', 'asked', 'genres')
@@ -306,7 +300,7 @@ class Chosen:
 
 # %% ../../nbs/785_questions.ipynb #4eb931c9
 def _value(question, labels, answers): # what `judge` measures, without an interval
-    return accuracy(labels, answers) if question.metric == 'accuracy' else _balanced(labels, answers)
+    return (accuracy if question.metric == 'accuracy' else balanced_accuracy)(labels, answers)
 
 # %% ../../nbs/785_questions.ipynb #2c6e9556
 def _two_groups(chooses) -> np.ndarray: # (recordings,) as truth values

@@ -16,7 +16,7 @@ from ..core import LogocentricError, load_asset
 from ..data.styles import ATTRIBUTES, FMA_LABELS, GTZAN_LABELS
 from ..data.composition import TEMPO_RANGES
 from ..data.descriptions import affect
-from ..metrics import Score, bootstrap_score, score
+from ..metrics import Score, balanced_accuracy, bootstrap_score, score
 from ..multilabel import score_tagging
 from .model import LabelWarning, Scores, log_mean_probability
 from scipy.special import expit, logit
@@ -106,11 +106,6 @@ def pool(self: Task,
 # %% ../../nbs/650_tasks.ipynb #ta000004
 def _has(truth, labels): return np.array([[label in set(t) for label in labels] for t in truth])
 
-# %% ../../nbs/650_tasks.ipynb #ta000021
-def _balanced(truth, answers):
-    "Mean recall of the answers that occur."
-    return float(np.mean([(answers[truth == t] == t).mean() for t in np.unique(truth)]))
-
 # %% ../../nbs/650_tasks.ipynb #e4456a69
 @patch
 def judge(self: Task,
@@ -123,7 +118,7 @@ def judge(self: Task,
         raise LogocentricError(f'{len(answers)} answers and {len(truth)} truths: give one of each a clip')
     if self.kind == 'each': return score_tagging(_has(truth, self.labels), scores.values, self.labels).score
     if self.kind == 'number': return bootstrap_score(np.mean, np.abs(np.array(answers) - np.array(truth, float)))
-    if self.kind == 'yes_or_no': return bootstrap_score(_balanced, np.array(truth) == 'yes', np.array(answers) == 'yes')
+    if self.kind == 'yes_or_no': return bootstrap_score(balanced_accuracy, truth, answers)
     return score(truth, answers)
 
 # %% ../../nbs/650_tasks.ipynb #37079c34
