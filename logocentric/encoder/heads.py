@@ -140,13 +140,13 @@ def _spread(w, b, y, question): # a row for each answer, where two share one row
     return weights, biases
 
 # %% ../../nbs/492_heads.ipynb #52eede92
-def _all_rows(x, facts, questions, C): # standardised → (outputs, features), (outputs,)
+def _all_rows(x, facts, questions, C): # standardised → weight (outputs, features), bias (outputs,)
     found = []
     for name in questions:
         known, y = head_targets(facts, name)
         if not len(known): raise LogocentricError(f'no sound has a known answer to {HEAD_QUESTIONS[name].title!r}')
         found.append(_spread(*_fit_one(x[known], y, C), y, HEAD_QUESTIONS[name]))
-    return [np.concatenate(parts) for parts in zip(*found)]
+    return dict(zip(('weight', 'bias'), map(np.concatenate, zip(*found))))
 
 # %% ../../nbs/492_heads.ipynb #862eee59
 def fit_heads(x: np.ndarray,            # (sounds, features)
@@ -157,10 +157,10 @@ def fit_heads(x: np.ndarray,            # (sounds, features)
              ) -> SoundHeads:
     "Heads that have learned from sounds whose facts are known."
     if len(x) != len(facts): raise LogocentricError(f'{len(x)} sounds and facts of {len(facts)}: give one of each')
-    asked, mean, std = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in questions], x.mean(0), x.std(0) + 1e-6
+    asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in questions]
     heads = SoundHeads(HeadsConfig(inputs=dict(inputs), questions=asked)).eval()
-    weight, bias = _all_rows((x - mean)/std, facts, questions, C)
-    _fill(heads, mean=mean, std=std, weight=weight, bias=bias)
+    _fill(heads, mean=x.mean(0), std=x.std(0) + 1e-6)
+    _fill(heads, **_all_rows((x - x.mean(0))/(x.std(0) + 1e-6), facts, questions, C))
     return heads
 
 # %% ../../nbs/492_heads.ipynb #2d097d9d
