@@ -6,9 +6,9 @@
 __all__ = ['SMALL_MODEL', 'MAX_WEIGHT', 'PACKAGES', 'LogocentricError', 'project_root', 'home', 'data_path', 'cache_path',
            'run_path', 'results_path', 'shared_path', 'demo_path', 'shipped_path', 'model_path', 'load_asset',
            'set_seed', 'best_device', 'cores', 'fitting_threads', 'bf16_is_faster', 'free_bytes', 'explain_disk',
-           'atomic_write', 'new_array', 'write_json', 'DamagedFile', 'read_json', 'read_toml', 'loading_model',
-           'check_weights', 'Settings', 'config_hash', 'code_hash', 'versions', 'Record', 'save_record', 'load_records',
-           'plot_style']
+           'atomic_write', 'new_array', 'write_json', 'DamagedFile', 'read_json', 'read_toml', 'without_bars',
+           'loading_model', 'check_weights', 'Settings', 'config_hash', 'code_hash', 'versions', 'Record',
+           'save_record', 'load_records', 'plot_style']
 
 # %% ../nbs/000_core.ipynb #6be0dae0
 import ast, errno, hashlib, importlib, json, math, numbers, os, platform, random, shutil, sys, tomllib, warnings
@@ -263,6 +263,17 @@ def _damaged(folder): # the first of its files that cannot be read, and why
     for path in sorted([*Path(folder).glob('*'), *Path(folder).glob('*/*')]):
         try: _open_model_file(path)
         except Exception as e: return path, e
+
+# %% ../nbs/000_core.ipynb #b3eb0b74
+@contextmanager
+def without_bars():
+    "No progress bars of `transformers` while weights are read; afterwards they are as they were."
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: logging.enable_progress_bar()
 
 # %% ../nbs/000_core.ipynb #4db57615
 @contextmanager

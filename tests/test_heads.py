@@ -10,6 +10,7 @@ from logocentric.encoder.heads import (HEAD_QUESTIONS, calibrate_heads, calibrat
                                        load_heads)
 
 KINDS, SIZE = HEAD_QUESTIONS['kind'].answers, 6
+READS = {question: dict(made_up=1.) for question in ('kind', 'drums', 'instruments')}
 
 
 def sounds(n, seed=0):
@@ -17,11 +18,11 @@ def sounds(n, seed=0):
     x = np.random.default_rng(seed).standard_normal((n, SIZE)).astype('f4')
     facts = [dict(kind=KINDS[row[:3].argmax()], voice=None, drums='yes' if row[3] > 0 else 'no', tempo=None,
                   instruments=['piano'] if row[4] > 0 else []) for row in x]
-    return x, facts
+    return dict(made_up=x), facts
 
 
 @pytest.fixture(scope='module')
-def heads(): return fit_heads(*sounds(400), dict(made_up=SIZE), ['kind', 'drums', 'instruments'], C=1.)
+def heads(): return fit_heads(*sounds(400), READS)
 
 
 def test_what_is_unknown_teaches_nothing():
@@ -31,18 +32,19 @@ def test_what_is_unknown_teaches_nothing():
     assert rows.tolist() == [0] and y.tolist() == [HEAD_QUESTIONS['drums'].answers.index('no')]
     assert head_targets(facts, 'kind')[0].tolist() == [0, 1, 3] and len(head_targets(facts, 'instruments')[0]) == 0
     with pytest.raises(LogocentricError, match='no sound has a known answer'):
-        fit_heads(np.zeros((4, 2)), facts, dict(x=2), ['instruments'])
+        fit_heads(dict(x=np.zeros((4, 2))), facts, dict(instruments=dict(x=1.)))
     with pytest.raises(LogocentricError, match="'opera' is no answer"): head_targets([dict(kind='opera')], 'kind')
 
 
 def test_heads_answer_as_the_classifiers_they_are_made_of(heads):
     (x, facts), (new, true) = sounds(400), sounds(200, seed=1)
+    x, y = x['made_up'], new['made_up']
     z = (x - x.mean(0))/(x.std(0) + 1e-6)
     drums = LogisticRegression(C=1., max_iter=3000, class_weight='balanced')
     music = [i for i, f in enumerate(facts) if f['kind'] == 'music']
     drums.fit(z[music], [facts[i]['drums'] for i in music])
     found = heads.probabilities(new)
-    expected = drums.predict_proba((new - x.mean(0))/(x.std(0) + 1e-6))[:, list(drums.classes_).index('yes')]
+    expected = drums.predict_proba((y - x.mean(0))/(x.std(0) + 1e-6))[:, list(drums.classes_).index('yes')]
     assert np.allclose(found['drums']['yes'], expected, atol=1e-3)
     assert np.mean(found['kind'].idxmax(axis=1) == [f['kind'] for f in true]) > .9
 
@@ -57,7 +59,7 @@ def test_answers_to_one_question_share_one_and_several_do_not(heads):
 def test_an_answer_that_never_occurred_is_never_given():
     x, facts = sounds(200)
     keep = [i for i, f in enumerate(facts) if f['kind'] != 'speech']
-    heads = fit_heads(x[keep], [facts[i] for i in keep], dict(made_up=SIZE), ['kind'], C=1.)
+    heads = fit_heads(dict(made_up=x['made_up'][keep]), [facts[i] for i in keep], dict(kind=READS['kind']))
     found = heads.probabilities(x)['kind']
     assert (found['speech'] < .01).all() and found['music'].max() > .6
 
@@ -102,3 +104,17 @@ def test_heads_are_the_same_after_saving(heads, tmp_path):
     for name, table in heads.probabilities(x).items(): assert (table == again.probabilities(x)[name]).all(axis=None)
     (tmp_path/'model.safetensors').write_bytes(b'nothing')
     with pytest.raises(LogocentricError, match='model.safetensors'): load_heads(tmp_path)
+
+
+def test_the_logits_of_parts_are_averaged_whatever_their_order():
+    "A part that says nothing halves the logits of the other; a question that does not read a part ignores it."
+    (x, facts), noise = sounds(400), np.random.default_rng(9).standard_normal((400, 2)).astype('f4')
+    x = dict(x, another=noise)
+    one, two = (fit_heads(x, facts, dict(drums=of, kind=dict(made_up=1.)))
+                for of in (dict(made_up=1.), dict(made_up=1., another=1e-6)))
+    logits = [h.uncalibrated(h.vector(x))[:, h.places('drums')].detach().numpy() for h in (one, two)]
+    assert np.allclose(logits[1], logits[0]/2, atol=.05)
+    assert one.config.inputs.keys() == {'made_up'} and sorted(two.config.inputs) == ['another', 'made_up']
+    changed = two.probabilities(dict(x, another=noise[::-1]))
+    assert (changed['kind'] == two.probabilities(x)['kind']).all(axis=None)
+    with pytest.raises(LogocentricError, match="heads read 'another', 2 numbers"): two.probabilities(dict(made_up=x['made_up']))

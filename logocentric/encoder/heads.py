@@ -7,7 +7,7 @@ __all__ = ['HEAD_QUESTIONS', 'HeadQuestion', 'head_targets', 'HeadsConfig', 'Sou
            'calibrate_heads', 'load_heads']
 
 # %% ../../nbs/492_heads.ipynb #00f5cd33
-from ..core import LogocentricError, check_weights, load_asset, loading_model
+from ..core import LogocentricError, check_weights, load_asset, loading_model, shipped_path
 
 # %% ../../nbs/492_heads.ipynb #369fe6a7
 from collections.abc import Mapping, Sequence
@@ -54,8 +54,9 @@ def _number(question, answer, name):
 class HeadsConfig(PretrainedConfig):
     "What heads read and what they are asked."
     model_type = 'logocentric_heads'
-    inputs: dict | None = None    # part of the features → how many numbers
+    inputs: dict | None = None    # part of the features → how many numbers; they are read in alphabetical order
     questions: list | None = None # name and fields of each `HeadQuestion`, in the order of the outputs
+    least: dict | None = None     # question → how likely an answer must be, to be said
 
 # %% ../../nbs/492_heads.ipynb #213adabd
 @patch(as_prop=True)
@@ -92,6 +93,17 @@ def places(self: SoundHeads, name: str # one of the questions
 
 # %% ../../nbs/492_heads.ipynb #5737845d
 @patch
+def vector(self: SoundHeads,
+           x: Mapping # part → (sounds, size)
+          ) -> Tensor: # (sounds, features)
+    "The parts that heads read, one behind the other."
+    inputs = self.config.inputs
+    if missing := [p for p in sorted(inputs) if p not in x or np.shape(x[p])[1] != inputs[p]]:
+        raise LogocentricError(f'heads read {missing[0]!r}, {inputs[missing[0]]} numbers for each sound: give them')
+    return torch.from_numpy(np.concatenate([np.asarray(x[p], np.float32) for p in sorted(inputs)], 1))
+
+# %% ../../nbs/492_heads.ipynb #9168c92c
+@patch
 def uncalibrated(self: SoundHeads,
                  x: Tensor # (b, features)
                 ) -> Tensor: # (b, outputs)
@@ -109,11 +121,10 @@ def forward(self: SoundHeads,
 @patch
 @torch.inference_mode()
 def probabilities(self: SoundHeads,
-                  x: np.ndarray # (sounds, features)
+                  x: Mapping # part → (sounds, size)
                  ) -> dict[str, pd.DataFrame]: # question → (sounds, answers)
     "How likely each answer is, question by question."
-    logits = self(torch.from_numpy(np.asarray(x, np.float32))).double().numpy()
-    found = {}
+    logits, found = self(self.vector(x)).double().numpy(), {}
     for name, q in self.config.asked.items():
         z = logits[:, self.places(name)]
         found[name] = pd.DataFrame(expit(z) if q.several else softmax(z, 1), columns=q.answers)
@@ -140,27 +151,30 @@ def _spread(w, b, y, question): # a row for each answer, where two share one row
     return weights, biases
 
 # %% ../../nbs/492_heads.ipynb #52eede92
-def _all_rows(x, facts, questions, C): # standardised → weight (outputs, features), bias (outputs,)
-    found = []
-    for name in questions:
-        known, y = head_targets(facts, name)
-        if not len(known): raise LogocentricError(f'no sound has a known answer to {HEAD_QUESTIONS[name].title!r}')
-        found.append(_spread(*_fit_one(x[known], y, C), y, HEAD_QUESTIONS[name]))
-    return dict(zip(('weight', 'bias'), map(np.concatenate, zip(*found))))
+def _rows_of(name, z, facts, reads): # of one question: (answers, features), (answers,)
+    known, y = head_targets(facts, name)
+    if not len(known): raise LogocentricError(f'no sound has a known answer to {HEAD_QUESTIONS[name].title!r}')
+    weight, bias = {p: np.zeros((len(HEAD_QUESTIONS[name].answers), z[p].shape[1])) for p in z}, 0
+    for part, C in reads.items():
+        w, b = _spread(*_fit_one(z[part][known], y, C), y, HEAD_QUESTIONS[name])
+        weight[part], bias = w/len(reads), bias + b/len(reads)
+    return np.concatenate([weight[p] for p in z], 1), bias
 
 # %% ../../nbs/492_heads.ipynb #862eee59
-def fit_heads(x: np.ndarray,            # (sounds, features)
+def fit_heads(x: Mapping,               # part → (sounds, size)
               facts: Sequence[Mapping], # of each sound, as of `head_targets`
-              inputs: dict[str, int],   # part of the features → how many numbers
-              questions: Sequence[str] = tuple(HEAD_QUESTIONS),
-              C: float = 1e-3           # inverse strength of the penalty
+              reads: Mapping            # question → part → inverse strength of the penalty
              ) -> SoundHeads:
     "Heads that have learned from sounds whose facts are known."
-    if len(x) != len(facts): raise LogocentricError(f'{len(x)} sounds and facts of {len(facts)}: give one of each')
-    asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in questions]
-    heads = SoundHeads(HeadsConfig(inputs=dict(inputs), questions=asked)).eval()
-    _fill(heads, mean=x.mean(0), std=x.std(0) + 1e-6)
-    _fill(heads, **_all_rows((x - x.mean(0))/(x.std(0) + 1e-6), facts, questions, C))
+    x = {p: x[p] for p in sorted({p for of in reads.values() for p in of})}
+    for p in x:
+        if len(x[p]) != len(facts): raise LogocentricError(f'{len(x[p])} sounds, facts of {len(facts)}: give one each')
+    asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in reads]
+    heads = SoundHeads(HeadsConfig(inputs={p: x[p].shape[1] for p in x}, questions=asked)).eval()
+    mean, std = ({p: f(x[p], 0) for p in x} for f in (np.mean, lambda v, axis: v.std(axis) + 1e-6))
+    rows = [_rows_of(q, {p: (x[p] - mean[p])/std[p] for p in x}, facts, reads[q]) for q in reads]
+    weight, bias = map(np.concatenate, zip(*rows))
+    _fill(heads, mean=np.concatenate([*mean.values()]), std=np.concatenate([*std.values()]), weight=weight, bias=bias)
     return heads
 
 # %% ../../nbs/492_heads.ipynb #2d097d9d
@@ -172,7 +186,7 @@ def _fill(heads, **values):
 
 # %% ../../nbs/492_heads.ipynb #936dc243
 def _nats(z, y, several): # (n,) or (n, answers), of the true answers
-    if several: return np.logaddexp(0, np.where(y, -z, z))
+    if several: return np.logaddexp(0, np.where(y, -z, z)).sum(1)
     return -log_softmax(z, 1)[np.arange(len(y)), y]
 
 def _weights(y): # each answer counts alike; mean 1
@@ -182,7 +196,7 @@ def _weights(y): # each answer counts alike; mean 1
 # %% ../../nbs/492_heads.ipynb #54615deb
 def calibration_of(z: np.ndarray,  # (sounds, answers) logits
                    y: np.ndarray,  # (sounds,) int, or (sounds, answers) bool
-                   penalty: float = 3.
+                   penalty: float = 1.
                   ) -> tuple[float, np.ndarray]: # scale, and a shift for each answer
     "Scale and shifts under which the logits are worth their word."
     several = y.ndim == 2
@@ -196,12 +210,12 @@ def calibration_of(z: np.ndarray,  # (sounds, answers) logits
 # %% ../../nbs/492_heads.ipynb #750bd837
 @torch.inference_mode()
 def calibrate_heads(heads: SoundHeads,
-                    x: np.ndarray,            # (sounds, features), of sounds that taught nothing
+                    x: Mapping,               # part → (sounds, size), of sounds that taught nothing
                     facts: Sequence[Mapping], # of each sound; what is unknown is left out
-                    penalty: float = 3.
+                    penalty: float = 1.
                    ) -> dict[str, int]:       # question → how many sounds calibrated it
     "Give heads the scales and shifts that other sounds ask for."
-    z, used = heads.uncalibrated(torch.from_numpy(np.asarray(x, np.float32))).double().numpy(), {}
+    z, used = heads.uncalibrated(heads.vector(x)).double().numpy(), {}
     scale, shift = np.ones(z.shape[1]), np.zeros(z.shape[1])
     for name in heads.config.asked:
         rows, y = head_targets(facts, name)
@@ -211,8 +225,10 @@ def calibrate_heads(heads: SoundHeads,
     return used
 
 # %% ../../nbs/492_heads.ipynb #b0c1ea68
-def load_heads(folder: str | Path) -> SoundHeads:
+def load_heads(folder: str | Path | None = None # by default those that come with the package
+              ) -> SoundHeads:
     "Heads as they were saved; they read and never train."
+    folder = folder or shipped_path('heads')
     with loading_model('heads', folder, 'give a folder that `save_pretrained` made'):
         heads = SoundHeads.from_pretrained(folder, trust_remote_code=False)
     check_weights(heads, folder)
