@@ -163,8 +163,8 @@ Listen = Annotated[int, option("Sample N descriptions and average their answers,
                                min=1, metavar='N')]
 
 # %% ../nbs/910_cli.ipynb #eef25e48
-Read = Annotated[Optional[str], option("What is read: the 'summary' of what is known, which is best for recordings, or the "
-                                       "captioner's 'words'. By default the summary, and with --model the words.")]
+Read = Annotated[Optional[str], option("What is read: the 'summary' of what is known, which is best for recordings, or "
+                                       "the captioner's 'words'. By default the summary, and with --model the words.")]
 _READ = dict(summary='summary', words='text')
 
 def _what_is_read(read, model):

@@ -166,6 +166,7 @@ def test_what_decoding_found_out_is_told(model, tmp_path, monkeypatch):
         found.seconds = 3.5
         found.notes.append('cut short')
     monkeypatch.setattr(chapter, 'stream_windows', windows)
+    sf.write(tmp_path/'any.wav', tone(1.), 16_000)
     found = describe(tmp_path/'any.wav', model, max_new_tokens=2)
     assert found.notes == ['cut short'] and found.coverage == model.length.coverage(3.5)
 

@@ -18,6 +18,7 @@ from fastcore.basics import chunked, patch
 # %% ../../nbs/530_describe.ipynb #d4e2dc12
 from ..audio.decoding import Decoded, as_audio, stream_windows
 from ..audio.formats import AudioError
+from .lexicon import WholeWords
 from .model import Captioner
 from .training_data import as_features
 from ..data.lists import AUDIO_SUFFIXES, audio_files
@@ -64,9 +65,9 @@ def novelty(self: Captioner, features: torch.Tensor) -> list[float | None]: # fe
 
 # %% ../../nbs/530_describe.ipynb #d62bbf06
 CAVEAT = (
-    'The first line is what heads and taggers answer, whose limits were chosen on recordings. The captioner learned from '
-    'music that a computer composed and rendered and from sounds that it computed, not from recordings: its words about '
-    'them are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
+    'The first line is what heads and taggers answer, whose limits were chosen on recordings. The captioner learned '
+    'from music that a computer composed and rendered and from sounds that it computed, not from recordings: its words '
+    'about them are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
 
 # %% ../../nbs/530_describe.ipynb #9d62ce0d
 @dataclass
@@ -149,14 +150,19 @@ class _Margins: # of the words that are chosen, for `generate`
         return scores
 
 # %% ../../nbs/530_describe.ipynb #6d0d111d
+def _whole_words(model): # processors of logits, made once for a model
+    if not model.config.words: return []
+    if not hasattr(model, '_whole_words'): model._whole_words = WholeWords(model.tokenizer, model.config.words)
+    return [model._whole_words]
+
 def _texts_together(model, features, **kwargs): # (rows, …) of one batch
     "Greedy descriptions, each the same as alone."
     margins = _Margins(model.config.decoder.eos_token_id)
-    texts = model.caption(features, logits_processor=[margins], **kwargs)
+    texts = model.caption(features, logits_processor=[*_whole_words(model), margins], **kwargs)
     near = torch.cat(margins.parts) < CLOSE
     sure = len(near) == len(texts) # not so where the memory was too small for all at once
-    return [model.caption(features[i:i + 1], **kwargs)[0] if len(texts) > 1 and not (sure and not near[i]) else text
-            for i, text in enumerate(texts)]
+    alone = lambda i: model.caption(features[i:i + 1], logits_processor=_whole_words(model), **kwargs)[0]
+    return [alone(i) if len(texts) > 1 and not (sure and not near[i]) else text for i, text in enumerate(texts)]
 
 # %% ../../nbs/530_describe.ipynb #bcb3c96e
 def _texts(model, rows, batch_size, **kwargs): # each (1, …) → descriptions
@@ -181,7 +187,7 @@ def _mean_novelty(rows):
 def _sampled(model, features, n): # descriptions of one sound, the same ones at every call
     with preserve_rng_state():
         torch.manual_seed(0)
-        return model.sample(features, n)[0] if n else []
+        return model.sample(features, n, logits_processor=_whole_words(model))[0] if n else []
 
 # %% ../../nbs/530_describe.ipynb #14b736b7
 @dataclass
@@ -223,6 +229,7 @@ def _texts_of(model, group, batch_size, **kwargs): # of encoded sounds; for each
         texts = iter(_texts(model, [row for e in group for row in e.rows()], batch_size, **kwargs))
         return [[next(texts) for _ in e.rows()] for e in group]
     parts = lambda e: [*e.features.split(batch_size), *[e.whole]*(len(e.windows) > 1)]
+    kwargs = dict(kwargs, logits_processor=_whole_words(model))
     return [[text for part in parts(e) for text in model.caption(part, **kwargs)] for e in group]
 
 # %% ../../nbs/530_describe.ipynb #d1d3ea51

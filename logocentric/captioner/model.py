@@ -46,6 +46,7 @@ class CaptionerConfig(PretrainedConfig):
     spoken_share: float = 1.
     seen_share: float = 1.
     lags: list[int] | None = None    # as of `pool`
+    words: list[str] | None = None   # those that it may use, as of `lexicon`; any by default
     tie_word_embeddings: bool = True
 
 # %% ../../nbs/510_captioner.ipynb #3ed90f7e

@@ -166,18 +166,24 @@ def fit_heads(x: Mapping,               # part → (sounds, size)
               reads: Mapping            # question → part → inverse strength of the penalty
              ) -> SoundHeads:
     "Heads that have learned from sounds whose facts are known."
-    x = {p: x[p] for p in sorted({p for of in reads.values() for p in of})}
-    for p in x:
-        if len(x[p]) != len(facts): raise LogocentricError(f'{len(x[p])} sounds, facts of {len(facts)}: give one each')
+    x = {p: np.asarray(x[p]) for p in sorted({p for of in reads.values() for p in of})}
+    for v in x.values():
+        if len(v) != len(facts): raise LogocentricError(f'{len(v)} sounds, and facts of {len(facts)}: give one of each')
     asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in reads]
-    heads = SoundHeads(HeadsConfig(inputs={p: x[p].shape[1] for p in x}, questions=asked)).eval()
-    mean, std = ({p: f(x[p], 0) for p in x} for f in (np.mean, lambda v, axis: v.std(axis) + 1e-6))
-    rows = [_rows_of(q, {p: (x[p] - mean[p])/std[p] for p in x}, facts, reads[q]) for q in reads]
-    weight, bias = map(np.concatenate, zip(*rows))
-    _fill(heads, mean=np.concatenate([*mean.values()]), std=np.concatenate([*std.values()]), weight=weight, bias=bias)
+    heads = SoundHeads(HeadsConfig(inputs={p: v.shape[1] for p, v in x.items()}, questions=asked)).eval()
+    _standardise(heads, x)
+    z = {p: (v - v.mean(0))/_deviation(v) for p, v in x.items()}
+    weight, bias = map(np.concatenate, zip(*(_rows_of(q, z, facts, reads[q]) for q in reads)))
+    _fill(heads, weight=weight, bias=bias)
     return heads
 
 # %% ../../nbs/492_heads.ipynb #2d097d9d
+def _deviation(v): return v.std(0) + 1e-6 # (sounds, size) → (size,)
+
+def _standardise(heads, x): # by the parts of sounds that teach
+    join = lambda f: np.concatenate([f(v) for v in x.values()])
+    _fill(heads, mean=join(lambda v: v.mean(0)), std=join(_deviation))
+
 @torch.no_grad()
 def _fill(heads, **values):
     for name, value in values.items():

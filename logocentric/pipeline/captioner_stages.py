@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 import logocentric.captioner.describe # noqa: F401, for `Captioner.calibrate_novelty`
 from ..cache import save_on_main_process
+from ..captioner.lexicon import lexicon
 from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_config, sample_captions
 from ..captioner.describe import describe # with it captioners get `calibrate_novelty`
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
@@ -267,6 +268,7 @@ def make(self: TrainedCaptioner, folder: Path) -> dict:
                     param_groups=model.param_groups(self.train, encoder_rate=self.encoder_rate),
                     baselines=dict(no_audio=self.no_audio_loss(model)), desc=self.title)
     model.calibrate_novelty(*(self.features(model, pairs, 512) for pairs in (self.pairs, self.held_out)))
+    if isinstance(self.decoder, TextDecoder): model.config.words = lexicon(self.pairs.load(self.n).texts)
     save_on_main_process(folder, model)
     return history.keep(folder)
 
