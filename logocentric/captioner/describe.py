@@ -67,7 +67,7 @@ def novelty(self: Captioner, features: torch.Tensor) -> list[float | None]: # fe
 CAVEAT = (
     'The first line is what heads and taggers answer, whose limits were chosen on recordings. The captioner learned '
     'from music that a computer composed and rendered and from sounds that it computed, not from recordings: its words '
-    'about them are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike anything in it).')
+    'about them are a guess. Novelty says how far the sound lies from what it learned (0 like it, 1 unlike all of it).')
 
 # %% ../../nbs/530_describe.ipynb #9d62ce0d
 @dataclass

@@ -9,6 +9,7 @@ __all__ = ['lexicon', 'may_follow', 'WholeWords']
 import re, torch
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from fastcore.basics import patch
 
 # %% ../../nbs/525_lexicon.ipynb #ca183be9
 _WORD = re.compile(r'[^\W\d_]+')
@@ -30,7 +31,7 @@ def may_follow(unfinished: str, # letters at the end of a text
     rest = _END.search(text)[0]
     return all(word in words for word in _WORD.findall(text[:len(text) - len(rest)])) and rest in beginnings
 
-# %% ../../nbs/525_lexicon.ipynb #b5259578
+# %% ../../nbs/525_lexicon.ipynb #833caddf
 class WholeWords:
     "A `logits_processor` for `generate`: tokens that lead to no word of a lexicon get no chance."
     def __init__(self, tokenizer, # of `transformers`
@@ -41,13 +42,20 @@ class WholeWords:
         self.tokens = [tokenizer.decode([i]) for i in range(len(tokenizer))]
         self.allowed = lru_cache(maxsize=None)(self._allowed)
 
-    def _allowed(self, unfinished): # → (vocabulary,) bool
-        found = [may_follow(unfinished, t, self.words, self.beginnings) for t in self.tokens]
-        found[self.end] = not unfinished or unfinished in self.words
-        return torch.tensor(found)
+# %% ../../nbs/525_lexicon.ipynb #eb723276
+@patch
+def _allowed(self: WholeWords, unfinished): # → (vocabulary,) bool
+    found = [may_follow(unfinished, t, self.words, self.beginnings) for t in self.tokens]
+    found[self.end] = not unfinished or unfinished in self.words
+    return torch.tensor(found)
 
-    def __call__(self, input_ids, scores): # (b, text), (b, vocabulary)
-        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        allowed = torch.stack([self.allowed(_END.search(text)[0].lower()) for text in texts]).to(scores.device)
-        allowed = torch.nn.functional.pad(allowed, (0, scores.shape[1] - allowed.shape[1])) # rows beyond the tokens
-        return scores.masked_fill(~allowed, -torch.inf)
+@patch
+def __call__(self: WholeWords,
+             input_ids: torch.Tensor, # (b, text) tokens so far
+             scores: torch.Tensor     # (b, vocabulary)
+            ) -> torch.Tensor:        # (b, vocabulary)
+    "Scores of the next token, −∞ where it leads to no word."
+    texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+    allowed = torch.stack([self.allowed(_END.search(text)[0].lower()) for text in texts]).to(scores.device)
+    allowed = torch.nn.functional.pad(allowed, (0, scores.shape[1] - allowed.shape[1])) # rows beyond the tokens
+    return scores.masked_fill(~allowed, -torch.inf)

@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # %% ../../nbs/510_captioner.ipynb #dcb84062
 class CaptionerConfig(PretrainedConfig):
-    "All that a captioner needs to know before it has weights."
+    "All that a captioner needs to know."
     model_type = 'logocentric_captioner'
     sub_configs_defaults = dict(encoder=SubConfigSpec(config_class=MAEConfig),
                                 decoder=SubConfigSpec(config_class=GPT2Config))
@@ -46,7 +46,7 @@ class CaptionerConfig(PretrainedConfig):
     spoken_share: float = 1.
     seen_share: float = 1.
     lags: list[int] | None = None    # as of `pool`
-    words: list[str] | None = None   # those that it may use, as of `lexicon`; any by default
+    words: list[str] | None = None   # that it may use
     tie_word_embeddings: bool = True
 
 # %% ../../nbs/510_captioner.ipynb #3ed90f7e

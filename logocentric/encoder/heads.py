@@ -169,9 +169,7 @@ def fit_heads(x: Mapping,               # part → (sounds, size)
     x = {p: np.asarray(x[p]) for p in sorted({p for of in reads.values() for p in of})}
     for v in x.values():
         if len(v) != len(facts): raise LogocentricError(f'{len(v)} sounds, and facts of {len(facts)}: give one of each')
-    asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in reads]
-    heads = SoundHeads(HeadsConfig(inputs={p: v.shape[1] for p, v in x.items()}, questions=asked)).eval()
-    _standardise(heads, x)
+    heads = _new_heads(x, reads)
     z = {p: (v - v.mean(0))/_deviation(v) for p, v in x.items()}
     weight, bias = map(np.concatenate, zip(*(_rows_of(q, z, facts, reads[q]) for q in reads)))
     _fill(heads, weight=weight, bias=bias)
@@ -180,9 +178,12 @@ def fit_heads(x: Mapping,               # part → (sounds, size)
 # %% ../../nbs/492_heads.ipynb #2d097d9d
 def _deviation(v): return v.std(0) + 1e-6 # (sounds, size) → (size,)
 
-def _standardise(heads, x): # by the parts of sounds that teach
+def _new_heads(x, questions): # standardised by the parts of sounds that teach
+    asked = [dict(name=q, **asdict(HEAD_QUESTIONS[q])) for q in questions]
+    heads = SoundHeads(HeadsConfig(inputs={p: v.shape[1] for p, v in x.items()}, questions=asked)).eval()
     join = lambda f: np.concatenate([f(v) for v in x.values()])
     _fill(heads, mean=join(lambda v: v.mean(0)), std=join(_deviation))
+    return heads
 
 @torch.no_grad()
 def _fill(heads, **values):
