@@ -4,12 +4,16 @@ os.environ.update(LOGOCENTRIC_QUIET='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1', T
                   OMP_NUM_THREADS='1') # two workers on two cores; and small models are slower on two threads
 from pathlib import Path
 import pytest, torch
+from logocentric.core import shared_path
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 LONGEST = [f'test_{n}' for n in ('experiments interruptions distributed reasoner studies tagging_stages sources '
                                  'reasoners full_size').split()]
+
+needs_recordings = pytest.mark.skipif(not (shared_path() and (shared_path()/'data'/'real'/'audio').is_dir()),
+                                      reason='the excerpts are not here: `logocentric get recordings` makes them')
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,8 @@
 "Our own studies at scale smoke: each runs to its end and writes a record that says enough."
 from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
-from logocentric.core import LogocentricError, load_records, read_json, shared_path
+from conftest import needs_recordings
+from logocentric.core import LogocentricError, load_records, read_json
 from logocentric.encoder.audio_encoder import load_encoder
 from logocentric.encoder.heads import load_heads
 from logocentric.encoder.pretrain import Objective
@@ -268,10 +269,6 @@ def test_a_device_is_checked_and_a_plan_rests_on_it(smoke_home):
 
 
 # --- recordings
-
-needs_recordings = pytest.mark.skipif(not (shared_path() and (shared_path()/'data'/'real'/'audio').is_dir()),
-                                      reason='the excerpts are not here: `logocentric get recordings` makes them')
-
 
 @needs_recordings
 @pytest.mark.slow
