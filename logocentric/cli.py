@@ -141,7 +141,6 @@ def _answer_one(found, reasoner, names, prompt, rule, read):
 # %% ../nbs/910_cli.ipynb #59c5ee76
 def _answer(files, prompt, names, rule, listen, model, json_file, beams, read):
     "Describe each file, read the description in the prompt, show the answers."
-    read = _what_is_read(read, model)
     reasoner = _load_reasoner(names, prompt, rule, model)
     from logocentric.captioner.describe import CAVEAT, describe_files
     from logocentric.reasoner.model import LabelWarning
@@ -154,9 +153,9 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams, read):
     finish(failed, json_file, CAVEAT)
 
 # %% ../nbs/910_cli.ipynb #94f3c97c
-Rule = Annotated[str, option("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an "
+Rule = Annotated[Optional[str], option("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an "
                              "answer, 'mean' averages them; 'pmi' and 'calibrated' compare with what the answers get "
-                             'without a description.')]
+                             "without a description. By default 'sum'; where labels classify a summary, 'pmi'.")]
 
 # %% ../nbs/910_cli.ipynb #e89fadd8
 Listen = Annotated[int, option("Sample N descriptions and average their answers, which keeps the captioner's doubt.",
@@ -182,9 +181,11 @@ Prompt = Annotated[str, option("A prompt of the paper by name ('tables', 'sectio
 
 # %% ../nbs/910_cli.ipynb #a89ac7da
 @app.command()
-def classify(files: Files, labels: Labels = GENRES, prompt: Prompt = 'tables', rule: Rule = 'sum', read: Read = None,
+def classify(files: Files, labels: Labels = GENRES, prompt: Prompt = 'tables', rule: Rule = None, read: Read = None,
              listen: Listen = 1, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print label scores for each file: the description is read by a frozen language model."
+    read = _what_is_read(read, model)
+    rule = rule or ('pmi' if read == 'summary' and listen == 1 else 'sum') # chosen on recordings that choose
     _answer(files, prompt, _names(labels), rule, listen, model, json_file, beams, read)
 
 # %% ../nbs/910_cli.ipynb #ff1cea46
@@ -205,11 +206,12 @@ Options = Annotated[str, option('Answers to choose from, separated by commas.')]
 
 # %% ../nbs/910_cli.ipynb #46f88abb
 @app.command()
-def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rule = 'sum', read: Read = None,
+def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rule = None, read: Read = None,
         listen: Listen = 1, model: Model = None, json_file: Json = None, beams: Beams = 1):
     """Print the probabilities of the answers to a question about each file:
     logocentric ask song.mp3 "So its tempo is" --options slow,fast"""
-    _answer(files, _prompt(question), _names(options), rule, listen, model, json_file, beams, read)
+    read = _what_is_read(read, model)
+    _answer(files, _prompt(question), _names(options), rule or 'sum', listen, model, json_file, beams, read)
 
 # %% ../nbs/910_cli.ipynb #ta900002
 Top = Annotated[int, option('How many tags of each model are printed.', min=1)]

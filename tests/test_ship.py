@@ -11,7 +11,7 @@ from logocentric.pipeline.captioner_stages import trained_captioner
 from logocentric.pipeline.reasoner_stages import reasoner_stage
 from logocentric.pipeline.scales import Setup
 from logocentric.reasoner.model import Reasoner
-from ship import KINDS, records, ship, write_cards
+from ship import KINDS, heads_card, records, ship, ship_heads, write_cards
 
 
 @pytest.fixture(scope='module')
@@ -28,6 +28,16 @@ def package(tmp_path):
 def test_cards_are_those_of_the_records(found, package):
     for kind, card in write_cards(found['table1_reasoner_size'], found['music_or_not'], package).items():
         assert card.read_text() == (shipped_path(kind)/'README.md').read_text(), 'run `python tools/ship.py --cards`'
+
+
+def test_heads_and_their_card_are_those_of_the_record(found, tmp_path):
+    record, heads = found['heads_on_recordings'], shipped_path('heads')
+    assert (heads/'README.md').read_text() == heads_card(record), 'run `python tools/ship.py --heads FOLDER`'
+    target = ship_heads(heads, record, tmp_path)
+    assert all((target/f).read_bytes() == (heads/f).read_bytes() for f in ('README.md', 'source.json', 'config.json'))
+    other = deepcopy(record)
+    other.metrics['chosen']['clips'] += 1
+    with pytest.raises(LogocentricError, match='other heads'): ship_heads(heads, other, tmp_path)
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -6,6 +6,10 @@ puts the captioner with most pairs and the largest reasoner of a run where `desc
 without training, and writes their cards from the records of the experiments `table1_reasoner_size` and `music_or_not`:
 no number on a card is typed. (The audio encoder has its own recipe, `logocentric pretrain`, and its own card.)
 
+    python tools/ship.py --heads data/runs/mini-1/heads
+
+puts the heads of the experiment `heads_on_recordings` there, with a card from its record.
+
 Weights are kept in half precision and computed with in full precision again. With them lies `source.json`, which names
 the stages that they come from; a card is refused where the records are of other models.
 """
@@ -13,6 +17,9 @@ import argparse, shutil
 from pathlib import Path
 from logocentric.captioner.model import Captioner
 from logocentric.core import LogocentricError, Record, load_records, project_root, read_json, shipped_path, write_json
+from logocentric.data.players import variety_sources
+from logocentric.encoder.heads import HEAD_QUESTIONS, load_heads
+from logocentric.metrics import with_interval
 from logocentric.pipeline.captioner_stages import trained_captioner
 from logocentric.pipeline.data_stages import mixed_in_sounds
 from logocentric.pipeline.reasoner_stages import reasoner_stage
@@ -143,6 +150,72 @@ def write_cards(genres: Record,                   # of `table1_reasoner_size`
     return {kind: f/'README.md' for kind, f in folders.items()}
 
 
+HEADS = """---
+license: apache-2.0
+tags: [audio, music, classification]
+---
+# The heads of logocentric
+
+Answer plain questions about a sound, each with a probability: music, speech or neither; sung, spoken or no voice;
+drums; how fast; which instruments. Linear, on features of the two musicnn models of this package, which stay frozen.
+Use them with `logocentric describe song.mp3`, or `logocentric.encoder.sound_facts.sound_facts('song.mp3')`.
+
+**What they learned from.** {clips:,} clips that were rendered and synthesised, and no recording, made with
+
+{sources}
+
+and with singers and sounds of this package. None of it is needed to use them.
+
+**What chose and calibrated them.** Recordings, {calibrated}: penalties, scale and shifts
+of the answers, and how likely an instrument must be to be named ({threshold:.2f}).
+
+**What they reached** on recordings that chose nothing: balanced accuracy with 95 % bootstrap intervals, the same with
+statistics of the log-mel in place of musicnn, and the expected calibration error (ECE).
+
+{reached}
+
+A voice in music, sung or not: {voice}. Instruments: precision {precision}, recall {recall}.
+
+**What they are not.** Most of the speech that tested them is single digits at 8 kHz, of which many are taken for
+another sound; few recordings of known tempo tested that. They know one kind for a whole sound, and a speaker over music
+is one or the other.
+"""
+
+
+def heads_card(record: Record # of `heads_on_recordings`
+              ) -> str:
+    "The card of the heads."
+    m = record.metrics
+    chosen, known = m['chosen'], {s.name: s for s in variety_sources()}
+    sources = [known[name] for name in chosen['sources']]
+    rows = ['| question | N | chance | balanced accuracy | log-mel | ECE |', '|---|---|---|---|---|---|']
+    shown = lambda s: with_interval(s, '.2f')
+    cells = lambda q, r: (HEAD_QUESTIONS[q].title, r['value']['n'], f"{r['chance']:.2f}", shown(r['value']),
+                          shown(r['baseline']), f"{r['ece']:.2f}")
+    rows += [f"| {' | '.join(map(str, cells(q, r)))} |" for q, r in m['reported'].items()]
+    found = m['instruments']['test recordings']
+    return HEADS.format(
+        clips=chosen['clips'], threshold=chosen['threshold'], reached='\n'.join(rows),
+        sources='\n'.join(f'* {s.name} (Debian: {s.debian}), {s.licence}' for s in sources),
+        calibrated=', '.join(f'{n} for {q}' for q, n in chosen['calibrated_by'].items()),
+        voice=f"{with_interval(m['voice_in_music']['value'], '.2f')}, N = {m['voice_in_music']['value']['n']}",
+        **{k: with_interval(found[k], '.2f') for k in ('precision', 'recall')})
+
+
+def ship_heads(run: str | Path,                 # where the experiment kept them
+               record: Record,                  # of `heads_on_recordings`
+               folder: str | Path | None = None # by default the package itself
+              ) -> Path:
+    "Put heads into the package, with their card."
+    if read_json(Path(run)/'source.json') != record.metrics['chosen']:
+        raise LogocentricError('this record is of other heads: run the experiment again')
+    target = Path(folder)/'heads' if folder else shipped_path('heads')
+    load_heads(run).save_pretrained(target)
+    shutil.copy(Path(run)/'source.json', target)
+    (target/'README.md').write_text(heads_card(record), encoding='utf-8')
+    return target
+
+
 def records():
     "The committed records, by name."
     return {r.name: r for r in load_records(project_root()/'data'/'results')}
@@ -153,7 +226,11 @@ if __name__ == '__main__':
     parser.add_argument('--scale', default='mini')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--cards', action='store_true', help='write the cards again and leave the models as they are')
+    parser.add_argument('--heads', help='put these heads into the package, and nothing else')
     given = parser.parse_args()
+    if given.heads:
+        print(ship_heads(given.heads, records()['heads_on_recordings']))
+        raise SystemExit
     if not given.cards: print(*ship(Setup.at(given.scale, given.seed)).values(), sep='\n')
     found = records()
     print(*write_cards(found['table1_reasoner_size'], found['music_or_not']).values(), sep='\n')
