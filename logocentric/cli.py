@@ -154,8 +154,8 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams, read):
 
 # %% ../nbs/910_cli.ipynb #94f3c97c
 _RULES = ("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an answer, 'mean' "
-          "averages them; 'pmi' and 'calibrated' compare with what the answers get without a description. By default 'sum'; to "
-          "classify a summary, 'pmi'.")
+          "averages them; 'pmi' and 'calibrated' compare with what the answers get without a description. By default "
+          "'sum'; to classify a summary, 'pmi'.")
 Rule = Annotated[Optional[str], option(_RULES)]
 
 # %% ../nbs/910_cli.ipynb #e89fadd8
