@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -132,6 +130,7 @@ def probabilities(self: SoundHeads,
 
 # %% ../../nbs/492_heads.ipynb #ef3aec11
 def _fit_one(x, y, C): # standardised; → (weights, biases) for one column, or for all answers
+    from sklearn.linear_model import LogisticRegression # whoever only asks does not wait for it
     def fitted(target):
         if len(np.unique(target)) < 2: return np.zeros((1, x.shape[1])), np.full(1, -10. if not target.any() else 10.)
         model = LogisticRegression(C=C, max_iter=3000, class_weight='balanced').fit(x, target)
@@ -206,6 +205,7 @@ def calibration_of(z: np.ndarray,  # (sounds, answers) logits
                    penalty: float = 1.
                   ) -> tuple[float, np.ndarray]: # scale, and a shift for each answer
     "Scale and shifts under which the logits are worth their word."
+    from scipy.optimize import minimize
     several = y.ndim == 2
     weights = 1. if several else _weights(y)
     def loss(v):
