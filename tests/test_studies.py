@@ -296,6 +296,21 @@ def test_words_on_recordings_are_measured_beside_saying_everything(smoke_home):
 
 @needs_recordings
 @pytest.mark.slow
+def test_summaries_are_read_beside_words_and_tags(smoke_home):
+    metrics = run(smoke_home, 'summaries_on_recordings').metrics
+    read = {'summary', "captioner's words", 'both', 'seven tags'}
+    assert set(metrics['genre']) == set(metrics['instruments']) == read
+    for row in metrics['genre'].values():
+        assert in_order(row['all']) and row['all']['value'] == pytest.approx(np.mean(row['right']))
+        assert row['among_three']['value'] >= row['all']['value']
+    gain = [np.mean(metrics['genre'][read]['right']) for read in ('summary', "captioner's words")]
+    assert metrics['gain']['value'] == pytest.approx(gain[0] - gain[1]) and in_order(metrics['gain'])
+    assert metrics['other_words']['with the lexicon'] == 0 and all(metrics['summaries'].values())
+    for of in metrics['presence'].values(): assert 'heads' in of and all(in_order(r['reported']) for r in of.values())
+
+
+@needs_recordings
+@pytest.mark.slow
 def test_heads_are_chosen_on_some_recordings_and_reported_on_others(smoke_home):
     metrics = run(smoke_home, 'heads_on_recordings').metrics
     tried, reads = metrics['tried'], metrics['chosen']['reads']
