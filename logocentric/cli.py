@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 from .core import LogocentricError, atomic_write, fitting_threads, model_path
 from .cache import is_main
+from .data.summaries import as_sentence
 from .terminal import each_file, finish, json_answers, printable, say, sound_files, write_report
 
 # %% ../nbs/910_cli.ipynb #845685d7
@@ -74,13 +75,11 @@ def _show_novelty(row):
     for note in row['notes']: say(f'  note: {printable(note)}')
 
 # %% ../nbs/910_cli.ipynb #5d55fa17
-def _sentence(text): return text[:1].upper() + text[1:] + '.'*(text[-1:] not in '.!?')
-
 def _clock(seconds): return f'{int(seconds)//60}:{seconds % 60:04.1f}'
 
 # %% ../nbs/910_cli.ipynb #295df4a7
 def _show_description(row):
-    say(f"{printable(row['file'])}\n  {printable(_sentence(row['summary']))}\n  {row['coverage']}")
+    say(f"{printable(row['file'])}\n  {printable(as_sentence(row['summary']))}\n  {row['coverage']}")
     for w in row['windows']: say(f"  {_clock(w['start'])}–{_clock(w['stop'])}  {printable(w['text'])}")
     _show_novelty(row)
 
@@ -110,7 +109,7 @@ def _names(answers: str) -> list[str]:
 
 # %% ../nbs/910_cli.ipynb #27f269f9
 def _show_scores(row):
-    say(f"{printable(row['file'])}\n  {printable(_sentence(row['answered_from'][0]))}")
+    say(f"{printable(row['file'])}\n  {printable(as_sentence(row['answered_from'][0]))}")
     for label, p in sorted(row['scores'].items(), key=lambda x: -x[1]): say(f'  {p:6.1%}  {printable(label)}')
     _show_novelty(row)
 

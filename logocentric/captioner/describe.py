@@ -22,7 +22,8 @@ from .lexicon import WholeWords
 from .model import Captioner
 from .training_data import as_features
 from ..data.lists import AUDIO_SUFFIXES, audio_files
-from ..data.summaries import summarise
+from ..data.summaries import as_sentence, summarise
+from ..encoder.heads import HEAD_QUESTIONS
 from ..encoder.sound_facts import SoundFacts, sound_facts
 from ..memory import halve_on_oom
 from ..core import LogocentricError, fitting_threads, model_path, without_bars
@@ -91,6 +92,18 @@ class Description:
     note: str = CAVEAT               # what to remember when reading this
     samples: list[str] = field(default_factory=list) # more descriptions of the whole, sampled at random
     notes: list[str] = field(default_factory=list)   # what decoding found out: what is missing, odd or guessed
+
+# %% ../../nbs/530_describe.ipynb #9a98cbdd
+def _surest(facts): # what applies, with how sure it is
+    best = {q: max(p, key=p.get) for q, p in facts.items() if q in HEAD_QUESTIONS and not HEAD_QUESTIONS[q].several}
+    asked = [q for q in best if HEAD_QUESTIONS[q].of in (None, best.get('kind'))]
+    return ' · '.join(f'{q}: {best[q]} {facts[q][best[q]]:.0%}' for q in asked)
+
+@patch
+def _repr_markdown_(self: Description):
+    rows = [f'| {w.start:.0f}–{w.stop:.0f} s | {w.text} |' for w in self.windows]
+    head = [f'**{as_sentence(self.summary)}**', _surest(self.facts), self.coverage]
+    return '\n\n'.join(head) + '\n\n' + '\n'.join(["| | the captioner's words |", '|--|--|', *rows])
 
 # %% ../../nbs/530_describe.ipynb #161350ed
 def _windows(sound, model, sample_rate):
