@@ -132,7 +132,7 @@ def _load_reasoner(names, prompt, rule, model): # after the question was tried
 def _answer_one(found, reasoner, names, prompt, rule, read):
     "The rest of a row: what is read of a sound in the prompt, or several sampled descriptions."
     row = asdict(found)
-    texts = row.pop('samples') or [row[_READ[read]]]
+    texts = row.pop('samples') or [_read(row, read)]
     with fitting_threads(reasoner.model):
         scores = reasoner.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
     return dict(row, label=scores.idxmax(), scores=scores.to_dict(), answered_from=texts)
@@ -164,12 +164,15 @@ Listen = Annotated[int, option("Sample N descriptions and average their answers,
 # %% ../nbs/910_cli.ipynb #eef25e48
 Read = Annotated[Optional[str], option("What is read: the 'summary' of what is known, which is best for recordings, or "
                                        "the captioner's 'words'. By default the summary, and with --model the words.")]
-_READ = dict(summary='summary', words='text')
-
 def _what_is_read(read, model):
     if read is None: return 'words' if model else 'summary'
-    if read in _READ: return read
-    raise LogocentricError(f'--read {read}: one reads the {" or the ".join(_READ)}')
+    if read in ('summary', 'words'): return read
+    raise LogocentricError(f'--read {read}: one reads the summary or the words')
+
+def _read(row, what): # of a sound that is neither music nor speech a summary says no more than that
+    if what == 'words': return row['text']
+    kinds = row['facts']['kind']
+    return f"{row['summary']}; {row['text']}" if max(kinds, key=kinds.get) == 'other' else row['summary']
 
 # %% ../nbs/910_cli.ipynb #348a45b9
 GENRES = 'blues,classical,country,disco,hip-hop,jazz,metal,pop,reggae,rock'

@@ -4,6 +4,7 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
 from logocentric.captioner.describe import describe, describe_files
 from logocentric.captioner.lexicon import WholeWords, lexicon, may_follow
+from logocentric import cli
 from logocentric.cli import app
 from logocentric.core import LogocentricError, shipped_path
 from logocentric.data.roles import known_recordings
@@ -123,11 +124,19 @@ def test_classify_reads_the_summary_or_the_words(tmp_path):
     sf.write(tmp_path/'x.wav', chord(4.), 16_000)
     ask = lambda *options: CliRunner().invoke(app, ['classify', str(tmp_path/'x.wav'), '--json', '-', *options])
     row, words = (json.loads(ask(*o).stdout)['files'][0] for o in ([], ['--read', 'words']))
-    assert row['answered_from'] == [row['summary']] and words['answered_from'] == [words['text']]
+    is_other = max(row['facts']['kind'], key=row['facts']['kind'].get) == 'other' # then a summary says nothing more
+    assert row['answered_from'] == [row['summary'] + is_other*f"; {row['text']}"]
+    assert words['answered_from'] == [words['text']]
     models = shipped_path()
     assert json.loads(ask('--model', str(models)).stdout)['files'][0]['answered_from'] == [words['text']]
     wrong = ask('--read', 'minds')
     assert wrong.exit_code and '--read minds' in str(wrong.exception)
+
+
+def test_the_words_are_read_too_where_a_summary_says_nothing_of_a_sound():
+    row = dict(summary='neither music nor speech', text='a hiss', facts=dict(kind=dict(music=.1, speech=.2, other=.7)))
+    assert cli._read(row, 'summary') == 'neither music nor speech; a hiss' and cli._read(row, 'words') == 'a hiss'
+    assert cli._read(dict(row, summary='sung', facts=dict(kind=dict(music=.8, other=.2))), 'summary') == 'sung'
 
 
 # --- words

@@ -48,11 +48,10 @@ def _shares(models, features): # a tag that several have, by its largest share
 # %% ../../nbs/494_sound_facts.ipynb #02e49ef8
 @torch.inference_mode()
 def sound_facts(sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1
-                sample_rate: int | None = None, # Hz of a waveform
-                listeners: tuple | None = None  # taggers and heads, as of `load_listeners`
+                sample_rate: int | None = None # Hz of a waveform
                ) -> SoundFacts:
     "What is known of a sound of any length, with how sure it is."
-    (models, heads), found = listeners or load_listeners(), Decoded()
+    (models, heads), found = load_listeners(), Decoded()
     with fitting_threads(*models.values()):
         features = encode_sound(sound, *models.values(), sample_rate=sample_rate, found=found)
         answers = {q: p.iloc[0] for q, p in heads.probabilities(_parts(features)).items()}
