@@ -167,5 +167,6 @@ def test_strange_sounds_are_described_in_words():
     words = {*Captioner.from_pretrained(shipped_path('captioner')).config.words}
     for sound in sounds:
         found = describe(sound, samples=2)
-        cut = [t.rsplit(' ', 1)[0] for t in (found.text, *found.samples)] # the last word may be cut off
-        assert {*lexicon(cut)} <= words
+        assert {*lexicon([found.text, *found.samples])} <= words
+        short = describe(sound, max_new_tokens=5) # it runs out of room, perhaps within a word
+        assert {*lexicon([short.text])} <= words

@@ -42,12 +42,19 @@ class WholeWords:
         self.tokens = [tokenizer.decode([i]) for i in range(len(tokenizer))]
         self.allowed = lru_cache(maxsize=None)(self._allowed)
 
-# %% ../../nbs/525_lexicon.ipynb #eb723276
+# %% ../../nbs/525_lexicon.ipynb #464082bb
 @patch
 def _allowed(self: WholeWords, unfinished): # → (vocabulary,) bool
     found = [may_follow(unfinished, t, self.words, self.beginnings) for t in self.tokens]
     found[self.end] = not unfinished or unfinished in self.words
     return torch.tensor(found)
+
+# %% ../../nbs/525_lexicon.ipynb #3d07f40c
+@patch
+def finished(self: WholeWords, text: str) -> str:
+    "A text without the piece of a word in which it was cut off."
+    rest = _END.search(text)[0]
+    return text if rest.lower() in self.words else text[:len(text) - len(rest)].rstrip(' ,;-')
 
 @patch
 def __call__(self: WholeWords,
