@@ -12,7 +12,7 @@ from logocentric.data.summaries import SUMMARY_WORDS, summarise
 from logocentric.encoder.both import load_both
 from logocentric.encoder.heads import HEAD_QUESTIONS, load_heads
 from logocentric.encoder.sound_facts import STYLE_TAGS, SoundFacts, sound_facts
-from logocentric.encoder.tags import load_taggers
+from logocentric.encoder.tags import load_taggers, tag_sound
 from conftest import needs_recordings
 
 
@@ -85,6 +85,8 @@ def test_one_pass_hears_what_both_encoders_hear():
     for question, p in heads.probabilities(parts).items():
         assert np.allclose(p.iloc[0], found.answers[question], atol=2e-3), question
     assert {*found.tags.index} == {label.lower() for m in load_taggers().values() for label in m.config.labels}
+    told = tag_sound(wave).shares.rename(str.lower, level='tag').groupby('tag').max() # as `logocentric tag` says
+    assert np.allclose(found.tags[told.index], told)
     assert found.tags.is_monotonic_decreasing and {*STYLE_TAGS} <= {*found.tags.index} and found.seconds == 7
 
 

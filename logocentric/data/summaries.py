@@ -14,12 +14,10 @@ from ..core import LogocentricError, load_asset
 SUMMARY_WORDS = load_asset('summaries.toml') # question → answer → ways to say it
 
 # %% ../../nbs/295_summaries.ipynb #aade95a4
-def listed(words: Sequence[str], # one or more
-           last: str = ' and '
-          ) -> str:
+def listed(words: Sequence[str]) -> str: # one word, or more
     "Words as a list in a sentence."
     *first, end = words
-    return ', '.join(first) + last + end if first else end
+    return f"{', '.join(first)} and {end}" if first else end
 
 # %% ../../nbs/295_summaries.ipynb #65a61408
 def _chosen(question, answer, rng): # a way to say an answer; none of what is not known

@@ -17,7 +17,7 @@ from ..audio.decoding import Decoded
 from ..core import fitting_threads, load_asset, without_bars
 from .heads import SoundHeads, load_heads
 from .musicnn import Musicnn, encode_sound
-from .tags import QUIET, load_taggers
+from .tags import QUIET, _as_tables, load_taggers
 
 # %% ../../nbs/494_sound_facts.ipynb #140137be
 @dataclass
@@ -40,10 +40,9 @@ def _parts(features): # of all models → part → (1, size)
     join = lambda what: torch.cat([f.clip(what) for f in features])[None].numpy()
     return dict(pooled=join('pooled'), tags=join('logits'))
 
-def _shares(models, features): # a tag that several have, by its largest share
-    shares = [pd.Series(f.clip('logits').sigmoid().numpy(), model.config.labels).rename(str.lower)
-              for model, f in zip(models.values(), features)]
-    return pd.concat(shares).groupby(level=0, sort=False).max().sort_values(ascending=False)
+def _tags(models, features): # a tag that several have, by its largest share
+    shares, _ = _as_tables(models, features)
+    return shares.rename(str.lower, level='tag').groupby('tag', sort=False).max().sort_values(ascending=False)
 
 # %% ../../nbs/494_sound_facts.ipynb #02e49ef8
 @torch.inference_mode()
@@ -56,7 +55,7 @@ def sound_facts(sound: str | Path | np.ndarray, # a file, or a waveform (samples
         features = encode_sound(sound, *models.values(), sample_rate=sample_rate, found=found)
         answers = {q: p.iloc[0] for q, p in heads.probabilities(_parts(features)).items()}
     silent = bool((features[0].peak < QUIET).all())
-    return SoundFacts(answers, _shares(models, features), found.seconds, silent, dict(heads.config.least or {}))
+    return SoundFacts(answers, _tags(models, features), found.seconds, silent, dict(heads.config.least or {}))
 
 # %% ../../nbs/494_sound_facts.ipynb #cd7ac1fe
 SHORT = .1          # s: less holds nothing that could be said
