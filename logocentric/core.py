@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version as package_version
 from importlib.util import find_spec
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from fastcore.basics import patch
 
 # %% ../nbs/000_core.ipynb #67c0639a
@@ -108,11 +108,13 @@ def load_asset(name: str # file name, such as 'facts.toml'
 def set_seed(seed: int  # seeds Python, NumPy and torch
             ) -> None:
     "Make what follows repeatable."
+    import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../nbs/000_core.ipynb #634a3162
-def best_device() -> torch.device:
+def best_device() -> 'torch.device':
     "CUDA, else Apple's MPS, else the CPU."
+    import torch
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
@@ -125,8 +127,9 @@ def cores() -> int:
 SMALL_MODEL = 50_000_000 # parameters
 
 @contextmanager
-def fitting_threads(*models: torch.nn.Module):
+def fitting_threads(*models: 'torch.nn.Module'):
     "One thread of torch while models work that are small together; larger ones keep those that there are."
+    import torch
     before = torch.get_num_threads()
     if sum(p.numel() for model in models for p in model.parameters()) < SMALL_MODEL: torch.set_num_threads(1)
     try: yield
@@ -138,6 +141,7 @@ _BF16 = ('avx512_bf16', 'amx_bf16') # instructions of a CPU
 def bf16_is_faster(device: str | None = None # torch device name; the best one by default
                   ) -> bool:
     "Whether this machine multiplies bfloat16 by instructions of its own: told by what it is, never by a clock."
+    import torch
     device = torch.device(device or best_device())
     if device.type == 'cuda': return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == 'cpu' and any(map(torch.cpu.get_capabilities().get, _BF16))
@@ -218,7 +222,7 @@ def new_array(path: str | Path, # `.npy`
 # %% ../nbs/000_core.ipynb #6c93b6a1
 def _plain(x):
     if is_dataclass(x) and not isinstance(x, type): return asdict(x)
-    if isinstance(x, (np.generic, torch.Tensor, np.ndarray)): return x.tolist()
+    if hasattr(x, 'tolist'): return x.tolist() # arrays and tensors
     if isinstance(x, (set, tuple)): return list(x)
     if isinstance(x, Path): return str(x)
     raise TypeError(f'{type(x).__name__} is not JSON')
@@ -282,6 +286,7 @@ def loading_model(what: str,         # kind of model, for an error
                   hint: str          # what to give instead
                  ):
     "Whatever fails while a model is loaded becomes one error, which names the model, and the file that is damaged."
+    import torch
     try: yield
     except (LogocentricError, MemoryError, torch.OutOfMemoryError): raise
     except Exception as e:
@@ -294,10 +299,10 @@ def loading_model(what: str,         # kind of model, for an error
 MAX_WEIGHT = 1e8 # weights of a trained model are seldom above 100
 
 def _range(w): # smallest and largest; 0, 0 where it is not set, or holds no numbers of this kind
-    known = w.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) and w.numel() and not w.is_meta
+    known = w.is_floating_point() and w.element_size() > 1 and w.numel() and not w.is_meta
     return map(float, w.aminmax()) if known and not w.isnan().all() else (0., 0.)
 
-def check_weights(model: torch.nn.Module, place: str | Path) -> None: # where it was read
+def check_weights(model: 'torch.nn.Module', place: str | Path) -> None: # where it was read
     "An error where weights are no numbers, or too large for any computation."
     for name, w in model.state_dict().items():
         low, high = _range(w)

@@ -7,7 +7,8 @@ __all__ = ['RENDERING', 'SOUND_RENDERING', 'RENDERED', 'TEST_SETS', 'SOUND_SEEDS
            'rendered_clips', 'CaptionedClips', 'GenreClips', 'BuiltClips', 'training_clips', 'Asked', 'evaluation_sets',
            'asked', 'Frontend', 'frontend', 'normalised_silence', 'normalised', 'crop_frames', 'RenderedSounds',
            'rendered_sounds', 'mixed_in_sounds', 'RenderedMixtures', 'Knowledge', 'knowledge_sentences',
-           'TrainedTokenizer', 'PretrainedModel', 'PretrainedTokenizer', 'trained_tokenizer', 'tokenizer']
+           'SummaryKnowledge', 'summary_sentences', 'TrainedTokenizer', 'PretrainedModel', 'PretrainedTokenizer',
+           'trained_tokenizer', 'tokenizer']
 
 # %% ../../nbs/730_data_stages.ipynb #0cf2e7ca
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .scales import Setup
 from .sources import GENRE_ROWS, GENRE_TESTS, PARTS, Sources
 from .stage import Given, Stage
 from ..reasoner.knowledge import Sentence, knowledge, train_tokenizer
+from ..reasoner.summary_knowledge import summary_knowledge
 
 # %% ../../nbs/730_data_stages.ipynb #676e0f1c
 import numpy as np, pandas as pd, torch
@@ -277,6 +279,24 @@ class Knowledge(Stage):
 def knowledge_sentences(setup: Setup) -> Knowledge:
     "The sentences that this setup's reasoners learn from."
     return Knowledge(setup.scale.data.sentences, setup.seed)
+
+# %% ../../nbs/730_data_stages.ipynb #5fc5d6d8
+@dataclass(frozen=True)
+class SummaryKnowledge(Stage):
+    "Sentences about what is known of sounds."
+    kind, seconds = 'summary-knowledge', 10.
+    code = ('reasoner.facts', 'reasoner.knowledge', 'reasoner.summary_knowledge', 'data.summaries')
+    n: int
+    seed: int
+
+    def make(self, folder): write_json(folder/'sentences.json', summary_knowledge(self.n, seed=self.seed))
+    def read(self, folder): return [Sentence(*row) for row in read_json(folder/'sentences.json')]
+
+# %% ../../nbs/730_data_stages.ipynb #b437dfaf
+def summary_sentences(setup: Setup) -> SummaryKnowledge | None: # none where the scale has none
+    "The sentences about what is known of sounds that this setup's reasoners learn from."
+    n = setup.scale.data.summaries
+    return SummaryKnowledge(n, setup.seed) if n else None
 
 # %% ../../nbs/730_data_stages.ipynb #1857aa7a
 @dataclass(frozen=True)

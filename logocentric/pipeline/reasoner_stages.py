@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from ..core import best_device, load_asset
 from ..fetch import need_fetched
 from .captioner_stages import descriptions
-from .data_stages import Knowledge, PretrainedModel, asked, knowledge_sentences, tokenizer
+from .data_stages import (Knowledge, PretrainedModel, SummaryKnowledge, asked, knowledge_sentences,
+                                              summary_sentences, tokenizer)
 from .scales import Setup
 from .stage import Given, Stage
 from ..reasoner.channel import reason_by_channel
@@ -26,12 +27,13 @@ from ..reasoner.training import REASONER_SIZES, ReasonerSize, train_reasoner
 # %% ../../nbs/760_reasoner_stages.ipynb #9bf5c67d
 @dataclass(frozen=True)
 class TrainedReasoner(Stage):
-    "A reasoner that learned from sentences of music knowledge."
+    "A reasoner that learned from sentences of knowledge, of music and of what is known of sounds."
     kind, code, together, seconds = 'reasoner', ('reasoner.knowledge', 'reasoner.training'), True, 600.
     name: str             # of its size
     size: ReasonerSize
     tokenizer: Stage
     sentences: Knowledge
+    summaries: SummaryKnowledge | None
     steps: int | None     # the size's own by default
     seed: int
 
@@ -42,8 +44,8 @@ class TrainedReasoner(Stage):
 @patch
 def make(self: TrainedReasoner, folder: Path) -> dict: # a summary of the training run
     "Train it."
-    sentences, tokenizer = self.sentences.load(), self.tokenizer.load()
-    _, history = train_reasoner(self.name, sentences, tokenizer, folder, steps=self.steps, seed=self.seed)
+    sentences = [s for stage in (self.sentences, self.summaries) if stage for s in stage.load()]
+    _, history = train_reasoner(self.name, sentences, self.tokenizer.load(), folder, steps=self.steps, seed=self.seed)
     return history.keep(folder)
 
 # %% ../../nbs/760_reasoner_stages.ipynb #fetch761
@@ -61,8 +63,8 @@ def reasoner_stage(setup: Setup, name: str | None = None # one of the scale's `r
     name = name or scale.largest
     if name in load_asset('models.toml'): return FetchedModel(name)
     if name not in REASONER_SIZES: return PretrainedModel(setup.disk.model(name))
-    return TrainedReasoner(name, REASONER_SIZES[name], tokenizer(setup), knowledge_sentences(setup), scale.steps,
-                           setup.seed)
+    return TrainedReasoner(name, REASONER_SIZES[name], tokenizer(setup), knowledge_sentences(setup),
+                           summary_sentences(setup), scale.steps, setup.seed)
 
 # %% ../../nbs/760_reasoner_stages.ipynb #e4ff3fc1
 def load_reasoner(stage: TrainedReasoner | PretrainedModel) -> Reasoner:

@@ -22,6 +22,7 @@ class DataScale:
     held_out: int            # clips for validation, and as many for the novelty score
     test: int                # clips in each test set
     sentences: int           # of music knowledge
+    summaries: int = 0       # sentences about what is known of sounds
     crop: float = 2.56       # seconds of each clip in one training step
     vocabulary: int = 2000   # tokens of the byte-level BPE tokenizer
     labelled: int = 2000     # labelled clips that the supervised baseline learns from
@@ -137,7 +138,7 @@ def _smoke_tagging() -> TaggingScale:
 # %% ../../nbs/710_scales.ipynb #34a0a55b
 def _smoke() -> Scale:
     return Scale(
-        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, vocabulary=600, labelled=40,
+        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, summaries=100, vocabulary=600, labelled=40,
                            sounds_share=.25, sounds=40),
         EncoderScale(dict(name='tiny'), mae=_FEW, multitask=_FEW),
         CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), _FEW, warmup=_FEW, frozen=_FEW, lags=(1,), tokens=30,
@@ -169,7 +170,8 @@ def _mini() -> Scale:
     encoder = EncoderScale(dict(name='mini'), mae=_auto(400, 64, 3e-3),
                            multitask=_auto(1500, 64, 2e-3, warmup=.05, keep='last'))
     return Scale(
-        'mini', DataScale(pairs=(500, 6000), held_out=334, test=1000, sentences=300_000, sounds_share=.25, sounds=6000),
+        'mini', DataScale(pairs=(500, 6000), held_out=334, test=1000, sentences=300_000, summaries=100_000,
+                          sounds_share=.25, sounds=6000),
         encoder, _mini_captioner(), ReasonerScale(('small', 'medium', 'large')), _mini_tagging())
 
 # %% ../../nbs/710_scales.ipynb #2cadcdd0

@@ -7,11 +7,12 @@ __all__ = ['THINGS', 'STATEMENTS', 'JOINERS', 'PLAIN_FRAMES', 'ANSWER_FRAMES', '
            'COMPOSED_FRAMES', 'FRAME_SHARES', 'SLOT_WORDS', 'LEAD_INS', 'SUBJECT_LEAD_INS', 'ASIDES', 'TOPIC_FRAMES',
            'PRESENCE_FRAMES', 'TOPIC_WEIGHTS', 'GENRE_SHARE', 'GIST_SHARE', 'FOLLOW_UP_SHARES', 'LEAD_IN_SHARE',
            'ASIDE_SHARE', 'HELD_OUT_WORDS', 'END_OF_TEXT', 'realize_body', 'fill_slots', 'gist', 'sample_question',
-           'Sentence', 'sample_sentence', 'knowledge', 'knowledge_text', 'train_tokenizer', 'words', 'ngrams',
+           'Sentence', 'told', 'sample_sentence', 'knowledge', 'knowledge_text', 'train_tokenizer', 'words', 'ngrams',
            'phrase_coverage']
 
 # %% ../../nbs/610_knowledge.ipynb #kn000003
 import random, re
+from collections.abc import Callable
 from typing import NamedTuple
 from ..core import load_asset
 from .facts import (FEATURE_COUNTS, answer_of, expand, genres, load_facts, sample_features,
@@ -199,9 +200,8 @@ def _body(frame, features, rng):
     return fill_slots(rng.choice(SUBJECT_LEAD_INS), rng) + ' ' + realize_body(features, rng, _ADJECTIVES)
 
 # %% ../../nbs/610_knowledge.ipynb #kn000019
-def _embed(frame, features, rng):
+def _embed(frame, body, rng):
     "A frame with its body, perhaps with an aside, and with capitals here and there."
-    body = _body(frame, features, rng)
     if rng.random() < .6 and frame.startswith('{'): body = _capital(body)
     if frame.startswith('{body}.') and rng.random() < ASIDE_SHARE:
         frame = '{body}. ' + _capital(fill_slots(rng.choice(ASIDES), rng)) + frame[7:]
@@ -209,14 +209,24 @@ def _embed(frame, features, rng):
     return re.sub(r'{body}|{things}', lambda _: body, frame)
 
 # %% ../../nbs/610_knowledge.ipynb #35a00019
+def told(questions: list[tuple[list[str], str, str]], # frames, what is asked, and the answer
+         body: Callable[[str], str],                  # the first question's frame → what is told
+         rng: random.Random) -> Sentence:
+    "A body and questions about it: the first in one sentence with it, the others behind."
+    first, *more = questions
+    frame = _frame(*first, rng)
+    text = _embed(frame, body(frame), rng)
+    more = [q for q in more if any(f.startswith('{body}') for f in q[0])]
+    return _unmark(_tidy(text + ''.join(_follow(*q, rng) for q in more)))
+
+# %% ../../nbs/610_knowledge.ipynb #cc4c22b4
 def sample_sentence(genre: str, rng: random.Random) -> Sentence:
     "One sentence about music of a genre, with questions and answers."
     strand = sample_strand(genre, rng)
     features = sample_features(strand, rng.choice(FEATURE_COUNTS), rng)
-    first, *more = _sample_questions(genre, strand, features, rng)
-    text = _embed(_frame(*first, rng), features, rng)
-    more = [q for q in more if any(f.startswith('{body}') for f in q[0])]
-    return _unmark(_tidy(text + ''.join(_follow(*q, rng) for q in more)))
+    questions = _sample_questions(genre, strand, features, rng)
+    return told(questions, lambda frame: _body(frame, features, rng), rng)
+
 
 # %% ../../nbs/610_knowledge.ipynb #35a00020
 def knowledge(n: int,       # how many sentences
