@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 from .core import LogocentricError, atomic_write, fitting_threads, model_path
 from .cache import is_main
-from .data.summaries import as_sentence
+from .data.summaries import SUMMARY_WORDS, as_sentence
 from .terminal import each_file, finish, json_answers, printable, say, sound_files, write_report
 
 # %% ../nbs/910_cli.ipynb #845685d7
@@ -110,6 +110,7 @@ def _names(answers: str) -> list[str]:
 # %% ../nbs/910_cli.ipynb #27f269f9
 def _show_scores(row):
     say(f"{printable(row['file'])}\n  {printable(as_sentence(row['answered_from'][0]))}")
+    if row['cannot_tell']: say('  cannot tell: what is known of this sound does not answer it. A guess:')
     for label, p in sorted(row['scores'].items(), key=lambda x: -x[1]): say(f'  {p:6.1%}  {printable(label)}')
     _show_novelty(row)
 
@@ -128,6 +129,15 @@ def _load_reasoner(names, prompt, rule, model): # after the question was tried
     _try(reasoner, names, prompt, rule)
     return reasoner
 
+# %% ../nbs/910_cli.ipynb #654144ff
+_NOTHING = [SUMMARY_WORDS['kind'][k][0] for k in ('silence', 'short')] # of such sounds no more is known
+
+def _doubt(reasoner, texts, names, prompt, read): # whether what is known of a sound answers the question at all
+    from logocentric.reasoner.unknown import CANNOT_TELL, unknown_share
+    if texts[0] in _NOTHING: share = 1.
+    else: share = float(unknown_share(reasoner, texts, names, prompt).mean()) if read == 'summary' else 0.
+    return dict(unknown=share, cannot_tell=share > CANNOT_TELL)
+
 # %% ../nbs/910_cli.ipynb #48d0f940
 def _answer_one(found, reasoner, names, prompt, rule, read):
     "The rest of a row: what is read of a sound in the prompt, or several sampled descriptions."
@@ -135,7 +145,8 @@ def _answer_one(found, reasoner, names, prompt, rule, read):
     texts = row.pop('samples') or [_read(row, read)]
     with fitting_threads(reasoner.model):
         scores = reasoner.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
-    return dict(row, label=scores.idxmax(), scores=scores.to_dict(), answered_from=texts)
+        doubt = _doubt(reasoner, texts, names, prompt, read)
+    return dict(row, label=scores.idxmax(), scores=scores.to_dict(), answered_from=texts, **doubt)
 
 # %% ../nbs/910_cli.ipynb #59c5ee76
 def _answer(files, prompt, names, rule, listen, model, json_file, beams, read):

@@ -172,3 +172,14 @@ def test_strange_sounds_are_described_in_words():
         assert {*lexicon([found.text, *found.samples])} <= words
         short = describe(sound, max_new_tokens=5) # it runs out of room, perhaps within a word
         assert {*lexicon([short.text])} <= words
+
+
+def test_of_silence_nothing_can_be_told(tmp_path):
+    sf.write(tmp_path/'x.wav', np.zeros(32_000, np.float32), 16_000)
+    said = CliRunner().invoke(app, ['classify', str(tmp_path/'x.wav'), '--json', '-'])
+    row, = json.loads(said.stdout)['files']
+    assert row['answered_from'] == ['silence'] and row['unknown'] == 1 and row['cannot_tell']
+    said = CliRunner().invoke(app, ['ask', str(tmp_path/'x.wav'), 'Is there singing?'])
+    assert 'cannot tell' in said.stdout
+    words = CliRunner().invoke(app, ['classify', str(tmp_path/'x.wav'), '--json', '-', '--read', 'words'])
+    assert not json.loads(words.stdout)['files'][0]['cannot_tell']

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from ..cache import save_on_main_process
 from ..core import best_device, load_asset
 from ..fetch import need_fetched
 from .captioner_stages import descriptions
@@ -23,6 +24,7 @@ from ..reasoner.channel import reason_by_channel
 from ..reasoner.model import PROMPTS, LabelWarning, Reasoner, Scores
 from ..reasoner.tasks import Task
 from ..reasoner.training import REASONER_SIZES, ReasonerSize, train_reasoner
+from ..reasoner.unknown import says_unknown
 
 # %% ../../nbs/760_reasoner_stages.ipynb #9bf5c67d
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class TrainedReasoner(Stage):
 def make(self: TrainedReasoner, folder: Path) -> dict: # a summary of the training run
     "Train it."
     sentences = [s for stage in (self.sentences, self.summaries) if stage for s in stage.load()]
-    _, history = train_reasoner(self.name, sentences, self.tokenizer.load(), folder, steps=self.steps, seed=self.seed)
+    reasoner, history = train_reasoner(self.name, sentences, self.tokenizer.load(), folder, steps=self.steps,
+                                       seed=self.seed)
+    if self.summaries: save_on_main_process(folder, says_unknown(reasoner))
     return history.keep(folder)
 
 # %% ../../nbs/760_reasoner_stages.ipynb #fetch761
