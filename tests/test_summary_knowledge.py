@@ -16,9 +16,9 @@ def page(): return S.summary_knowledge(6000, seed=0)
 def test_tables_speak_of_what_there_is():
     "Genres of the facts, tags that taggers say, instruments that heads know, moods of the facts."
     tags, heads = load_asset('style_tags.toml')['words'], load_asset('heads.toml')
-    assert set(S.VOICES) == set(S.TAGS) == set(F.genres())
-    assert {t for of in S.TAGS.values() for how in of.values() for t in how} <= set(tags)
-    assert {how for of in S.TAGS.values() for how in of} <= set(S.TAG_WEIGHTS)
+    assert set(S.VOICES) == set(S.GENRE_TAGS) == set(F.genres())
+    assert {t for of in S.GENRE_TAGS.values() for how in of.values() for t in how} <= set(tags)
+    assert {how for of in S.GENRE_TAGS.values() for how in of} <= set(S.TAG_WEIGHTS)
     assert set(S.INSTRUMENTS_ASKED) <= set(heads['instruments']['answers'])
     assert {name for i in S.INSTRUMENTS_ASKED.values() for name in i['of']} <= set(F.load_facts()['presence'])
     assert set(S.TAG_MOODS) <= set(tags) and set(S.TAG_MOODS.values()) <= set(F.load_facts()['mood'])
@@ -27,7 +27,8 @@ def test_tables_speak_of_what_there_is():
 
 
 @pytest.mark.parametrize('facts, yes, unknown', [
-    (dict(kind='music', voice='sung', drums='yes', instruments=['piano']), {'singing', 'voice', 'drums', 'piano'}, set()),
+    (dict(kind='music', voice='sung', drums='yes', instruments=['piano']), {'singing', 'voice', 'drums', 'piano'},
+     set()),
     (dict(kind='music', voice='spoken', drums='no', instruments=['bass']), {'voice', 'speech', 'bass'}, set()),
     (dict(kind='music', voice='none', instruments=['organ']), {'organ'}, {'drums'}),
     (dict(kind='music', drums='no', voice='none'), set(), set(S.INSTRUMENTS_ASKED)),
@@ -38,7 +39,7 @@ def test_tables_speak_of_what_there_is():
 def test_whether(facts, yes, unknown):
     found = S.whether(facts)
     assert {t for t, a in found.items() if a == 'yes'} == yes
-    assert {t for t, a in found.items() if a == S.UNKNOWN} == unknown
+    assert {t for t, a in found.items() if a == S.NOT_TOLD} == unknown
 
 
 def test_what_is_said_is_all_that_is_answered_from():
@@ -57,20 +58,22 @@ def test_facts_of_a_genre_are_like_it():
     rng = random.Random(0)
     many = {g: [S.sample_music(g, rng) for _ in range(300)] for g in ('metal', 'classical', 'jazz')}
     share = lambda g, has: sum(map(has, many[g]))/300
-    assert share('metal', lambda f: f.get('drums') == 'yes') > .6 > share('classical', lambda f: f.get('drums') == 'yes')
-    assert share('jazz', lambda f: 'jazz' in f.get('tags', ())) > .5 > share('metal', lambda f: 'jazz' in f.get('tags', ()))
+    drums, jazz = lambda f: f.get('drums') == 'yes', lambda f: 'jazz' in f.get('tags', ())
+    assert share('metal', drums) > .6 > share('classical', drums)
+    assert share('jazz', jazz) > .5 > share('metal', jazz)
     assert share('metal', lambda f: f.get('voice') == 'sung') > .5 > share('jazz', lambda f: f.get('voice') == 'sung')
 
 
 def test_answers_stand_where_they_are_said_to(page):
     topics = F.load_facts()['topic'].values()
-    words = {*F.genres(), 'yes', 'no', S.UNKNOWN, *'music speech noise sung spoken instrumental drums'.split(), 'no drums',
+    words = {*F.genres(), 'yes', 'no', S.NOT_TOLD, 'no drums',
+             *'music speech noise sung spoken instrumental drums'.split(),
              *(n for t in topics for names in t.get('answers', {}).values() for n in names),
              *(a for t in topics for a in [*t.get('sides', {}).values(), t.get('middle')] if a)}
     answers = [s.text[a:b] for s in page for a, b in s.answers]
     assert not {*answers} - words
     assert .7 < answers.count('yes')/answers.count('no') < 1.3
-    assert .05 < answers.count(S.UNKNOWN)/len(answers) < .2
+    assert .05 < answers.count(S.NOT_TOLD)/len(answers) < .2
 
 
 def test_genres_come_equally_often(page):
@@ -81,13 +84,14 @@ def test_genres_come_equally_often(page):
 
 def test_what_is_no_music_has_no_genre():
     speech, rng = dict(kind='speech', voice='spoken', drums='no'), random.Random(1)
-    assert {S._question('genre', None, speech, rng)[2] for _ in range(5)} == {S.UNKNOWN}
+    assert {S._question('genre', None, speech, rng)[2] for _ in range(5)} == {S.NOT_TOLD}
     assert S._question('kind', None, speech, rng)[2] == 'speech'
 
 
 def spans():
     "The fixed words of every prompt that a table, a study of recordings or a task asks by."
-    prompts = [*PROMPTS.values(), *(t.prompt for t in TASKS.values()), *(p for q in QUESTIONS.values() for p in q.prompts)]
+    of_recordings = [p for q in QUESTIONS.values() for p in q.prompts]
+    prompts = [*PROMPTS.values(), *(t.prompt for t in TASKS.values()), *of_recordings]
     for prompt in prompts:
         yield from (w for part in re.split(r'\{description\}|\{label\}', prompt) if len(w := K.words(part)) > 3)
 

@@ -15,6 +15,8 @@ from fastcore.basics import patch
 from ..cache import save_on_main_process
 from ..core import best_device, load_asset
 from ..fetch import need_fetched
+
+# %% ../../nbs/760_reasoner_stages.ipynb #8525d391
 from .captioner_stages import descriptions
 from .data_stages import (Knowledge, PretrainedModel, SummaryKnowledge, asked, knowledge_sentences,
                                               summary_sentences, tokenizer)

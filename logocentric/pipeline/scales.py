@@ -22,12 +22,12 @@ class DataScale:
     held_out: int            # clips for validation, and as many for the novelty score
     test: int                # clips in each test set
     sentences: int           # of music knowledge
-    summaries: int = 0       # sentences about what is known of sounds
+    summaries: int = 0       # sentences about them
     crop: float = 2.56       # seconds of each clip in one training step
-    vocabulary: int = 2000   # tokens of the byte-level BPE tokenizer
-    labelled: int = 2000     # labelled clips that the supervised baseline learns from
+    vocabulary: int = 2000   # tokens of the tokenizer
+    labelled: int = 2000     # clips that the supervised baseline learns from
     sounds_share: float = 0. # non-music sounds mixed into training, for each clip of music
-    kept: int | None = None  # rendered pairs kept on disk; those beyond are rendered during training
+    kept: int | None = None  # pairs kept on disk; those beyond are rendered while training
     sounds: int = 0          # non-music clips for `EncoderScale.multitask`
 
 # %% ../../nbs/710_scales.ipynb #fe98c505
@@ -138,7 +138,8 @@ def _smoke_tagging() -> TaggingScale:
 # %% ../../nbs/710_scales.ipynb #34a0a55b
 def _smoke() -> Scale:
     return Scale(
-        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, summaries=100, vocabulary=600, labelled=40,
+        'smoke', DataScale(pairs=(8, 64), held_out=24, test=40, sentences=400, summaries=100, vocabulary=600,
+                           labelled=40,
                            sounds_share=.25, sounds=40),
         EncoderScale(dict(name='tiny'), mae=_FEW, multitask=_FEW),
         CaptionerScale(dict(n_embd=32, n_layer=1, n_head=2), _FEW, warmup=_FEW, frozen=_FEW, lags=(1,), tokens=30,

@@ -10,13 +10,13 @@ import warnings
 import numpy as np
 from .labels import label_aliases
 from .model import LabelWarning, Reasoner
-from .summary_knowledge import UNKNOWN
+from .summary_knowledge import NOT_TOLD
 
 # %% ../../nbs/642_unknown.ipynb #200c04f8
 def says_unknown(reasoner: Reasoner # that learned from summaries
                 ) -> Reasoner:
     "The reasoner, which now knows that it knows the word."
-    reasoner.model.config.unknown = UNKNOWN
+    reasoner.model.config.unknown = NOT_TOLD
     return reasoner
 
 # %% ../../nbs/642_unknown.ipynb #bf68ee5b
