@@ -11,7 +11,7 @@ from logocentric.data.roles import known_recordings
 from logocentric.data.summaries import SUMMARY_WORDS, summarise
 from logocentric.encoder.both import load_both
 from logocentric.encoder.heads import HEAD_QUESTIONS, load_heads
-from logocentric.encoder.sound_facts import STYLE_TAGS, SoundFacts, sound_facts
+from logocentric.encoder.sound_facts import STYLE_TAGS, SoundFacts, sound_facts, thinned
 from logocentric.encoder.tags import load_taggers, tag_sound
 from conftest import needs_recordings
 
@@ -183,3 +183,11 @@ def test_of_silence_nothing_can_be_told(tmp_path):
     assert 'cannot tell' in said.stdout
     words = CliRunner().invoke(app, ['classify', str(tmp_path/'x.wav'), '--json', '-', '--read', 'words'])
     assert not json.loads(words.stdout)['files'][0]['cannot_tell']
+
+
+def test_of_a_long_sound_some_windows_are_heard(tmp_path):
+    sf.write(tmp_path/'x.wav', np.tile(chord(5.), 30), 16_000)
+    found = describe(tmp_path/'x.wav')
+    assert thinned(150.) == 2 and found.summary == summarise(sound_facts(tmp_path/'x.wav', every=2).known())
+    whole, some = (sound_facts(tmp_path/'x.wav', every=n).answers['kind'] for n in (1, 5))
+    assert (whole - some).abs().max() < .2

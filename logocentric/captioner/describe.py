@@ -24,7 +24,7 @@ from .training_data import as_features
 from ..data.lists import AUDIO_SUFFIXES, audio_files
 from ..data.summaries import as_sentence, summarise
 from ..encoder.heads import HEAD_QUESTIONS
-from ..encoder.sound_facts import SoundFacts, sound_facts, spread_hop
+from ..encoder.sound_facts import SoundFacts, sound_facts, thinned
 from ..memory import halve_on_oom
 from ..core import LogocentricError, fitting_threads, model_path, without_bars
 from ..batches import preserve_rng_state
@@ -265,7 +265,7 @@ def _description(model, e, texts, facts, samples):
 # %% ../../nbs/530_describe.ipynb #c5bb6b1e
 @contextmanager
 def _knowing(group): # what is known of sounds, found by another thread meanwhile, where torch may use one
-    know = lambda e: sound_facts(e.sound, e.rate, spread_hop(e.found.seconds))
+    know = lambda e: sound_facts(e.sound, e.rate, thinned(e.found.seconds))
     if torch.get_num_threads() == 1: yield lambda: list(map(know, group)); return
     with ThreadPoolExecutor(1) as pool:
         found = [pool.submit(know, e) for e in group]

@@ -16,6 +16,7 @@ from ..audio.frontend import FrontendConfig, LogMel
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -266,11 +267,12 @@ def encode_sound(
     sample_rate: int | None = None, # Hz of a waveform
     hop: float | None = None, # s from window to window
     frames: bool = False, # keep frame embeddings, 188 kB a second?
+    every: int = 1, # of so many windows one is heard
     found: Decoded | None = None, # filled while the sound is read
 ) -> list[MusicnnFeatures]: # of each model
     "What some models make of a sound, which is read once."
     windows, peaks, outputs = [], [], [[] for _ in models]
-    for window, x in sound_windows(sound, models[0], sample_rate, hop, found):
+    for window, x in islice(sound_windows(sound, models[0], sample_rate, hop, found), 0, None, every):
         windows.append(window); peaks.append(x.max().item())
         for model, rows in zip(models, outputs): rows.append(_encode_window(model, x, frames))
     return [_collected(windows, rows, peaks) for rows in outputs]

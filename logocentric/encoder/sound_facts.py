@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_WINDOWS', 'SHORT', 'STYLE_TAGS', 'MOST_TAGS', 'LEAST_SHARE', 'SoundFacts', 'load_listeners', 'sound_facts',
-           'spread_hop']
+           'thinned']
 
 # %% ../../nbs/494_sound_facts.ipynb #ef121f9a
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -49,12 +50,12 @@ def _tags(models, features): # a tag that several have, by its largest share
 @torch.inference_mode()
 def sound_facts(sound: str | Path | np.ndarray, # a file, or a waveform (samples,) or (samples, channels) within ±1
                 sample_rate: int | None = None, # Hz of a waveform
-                hop: float | None = None        # s from one window of 3 s to the next; by default all is heard
+                every: int = 1                  # of so many windows of 3 s one is heard
                ) -> SoundFacts:
     "What is known of a sound of any length, with how sure it is."
     (models, heads), found = load_listeners(), Decoded()
     with fitting_threads(*models.values()):
-        features = encode_sound(sound, *models.values(), sample_rate=sample_rate, hop=hop, found=found)
+        features = encode_sound(sound, *models.values(), sample_rate=sample_rate, every=every, found=found)
         answers = {q: p.iloc[0] for q, p in heads.probabilities(_parts(features)).items()}
     silent = bool((features[0].peak < QUIET).all())
     return SoundFacts(answers, _tags(models, features), found.seconds, silent, dict(heads.config.least or {}))
@@ -62,10 +63,10 @@ def sound_facts(sound: str | Path | np.ndarray, # a file, or a waveform (samples
 # %% ../../nbs/494_sound_facts.ipynb #23171f46
 MOST_WINDOWS = 40
 
-def spread_hop(seconds: float # length of a sound
-              ) -> float:     # s
-    "From one window to the next: as near as they come, or so far that `MOST_WINDOWS` fill the sound."
-    return max(MUSICNN_LENGTH.hop, seconds/MOST_WINDOWS)
+def thinned(seconds: float # length of a sound
+           ) -> int:       # for `every`
+    "Of how many windows one is heard, that there be no more than `MOST_WINDOWS`."
+    return max(1, math.ceil(seconds/MUSICNN_LENGTH.hop/MOST_WINDOWS))
 
 # %% ../../nbs/494_sound_facts.ipynb #cd7ac1fe
 SHORT = .1          # s: less holds nothing that could be said
