@@ -131,6 +131,7 @@ def _load_reasoner(names, prompt, rule, model): # after the question was tried
 
 # %% ../nbs/910_cli.ipynb #654144ff
 _NOTHING = [SUMMARY_WORDS['kind'][k][0] for k in ('silence', 'short')] # of such sounds no more is known
+_OTHER = SUMMARY_WORDS['kind']['other'][0]
 
 def _doubt(reasoner, texts, names, prompt, read): # whether what is known of a sound answers the question at all
     from logocentric.reasoner.unknown import CANNOT_TELL, unknown_share
@@ -165,7 +166,7 @@ def _answer(files, prompt, names, rule, listen, model, json_file, beams, read):
 # %% ../nbs/910_cli.ipynb #94f3c97c
 _RULES = ("'first_token' is the paper's rule; 'sum' adds the log-probabilities of all tokens of an answer, 'mean' "
           "averages them; 'pmi' and 'calibrated' compare with what the answers get without a description. By default "
-          "'sum'; to classify a summary, 'pmi'.")
+          "'sum'; to classify a summary, 'mean'.")
 Rule = Annotated[Optional[str], option(_RULES)]
 
 # %% ../nbs/910_cli.ipynb #e89fadd8
@@ -182,8 +183,7 @@ def _what_is_read(read, model):
 
 def _read(row, what): # of a sound that is neither music nor speech a summary says no more than that
     if what == 'words': return row['text']
-    kinds = row['facts']['kind']
-    return f"{row['summary']}; {row['text']}" if max(kinds, key=kinds.get) == 'other' else row['summary']
+    return f"{row['summary']}; {row['text']}" if row['summary'] == _OTHER else row['summary']
 
 # %% ../nbs/910_cli.ipynb #348a45b9
 GENRES = 'blues,classical,country,disco,hip-hop,jazz,metal,pop,reggae,rock'
@@ -199,7 +199,7 @@ def classify(files: Files, labels: Labels = GENRES, prompt: Prompt = 'tables', r
              listen: Listen = 1, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print label scores for each file: the description is read by a frozen language model."
     read = _what_is_read(read, model)
-    rule = rule or ('pmi' if read == 'summary' and listen == 1 else 'sum') # chosen on recordings that choose
+    rule = rule or ('mean' if read == 'summary' and listen == 1 else 'sum') # chosen on recordings that choose
     _answer(files, prompt, _names(labels), rule, listen, model, json_file, beams, read)
 
 # %% ../nbs/910_cli.ipynb #ff1cea46
