@@ -108,11 +108,11 @@ tags: [music, text]
 ---
 # The reasoner of logocentric
 
-A small GPT-Neo ({parameters:.1f} M parameters) that has read sentences of music knowledge made from a file of facts, and
-sentences about summaries of sounds, in the words of the summaries. It finishes a prompt such as *The music feels
-{{description}}. So its genre is*. Use it with `logocentric classify song.mp3 --labels "blues,jazz"`. It knows of music
-only what the facts say, and of sounds that are not music that they are none; *unknown* is its word where nothing is told.
-`logocentric reproduce --scale {scale} --seed {seed}` makes it again.
+A small GPT-Neo ({parameters:.1f} M parameters) that has read sentences of music knowledge made from a file of facts,
+and sentences about summaries of sounds, in the words of the summaries. It finishes a prompt such as *The music feels
+{{description}}. So its genre is*. Use it with `logocentric classify song.mp3 --labels "blues,jazz"`. It knows of
+music only what the facts say, and of sounds that are not music that they are none; *unknown* is its word where
+nothing is told. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
 
 Zero-shot genres, from the words of the captioner of this package and from true words:
 

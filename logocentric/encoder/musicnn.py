@@ -265,17 +265,17 @@ def encode_sound(
     sound: str | Path | np.ndarray, # a file, or a waveform
     *models: Musicnn, # with the same log-mel and windows
     sample_rate: int | None = None, # Hz of a waveform
-    hop: float | None = None, # s from window to window
-    frames: bool = False, # keep frame embeddings, 188 kB a second?
-    every: int = 1, # of so many windows one is heard
-    found: Decoded | None = None, # filled while the sound is read
+    hop: float | None = None, # s between windows
+    frames: bool = False, # keep their embeddings, 188 kB a second?
+    every: int = 1, # hear one of so many windows
+    found: Decoded | None = None, # filled meanwhile
 ) -> list[MusicnnFeatures]: # of each model
-    "What some models make of a sound, which is read once."
-    windows, peaks, outputs = [], [], [[] for _ in models]
+    "What some models make of a sound."
+    windows, peaks, made = [], [], [[] for _ in models]
     for window, x in islice(sound_windows(sound, models[0], sample_rate, hop, found), 0, None, every):
         windows.append(window); peaks.append(x.max().item())
-        for model, rows in zip(models, outputs): rows.append(_encode_window(model, x, frames))
-    return [_collected(windows, rows, peaks) for rows in outputs]
+        for model, rows in zip(models, made): rows.append(_encode_window(model, x, frames))
+    return [_collected(windows, rows, peaks) for rows in made]
 
 # %% ../../nbs/435_musicnn.ipynb #43d58766
 def _encode_window(model, x, frames): # (frames, mels)
