@@ -133,20 +133,21 @@ def _load_reasoner(names, prompt, rule, model): # after the question was tried
 _NOTHING = [SUMMARY_WORDS['kind'][k][0] for k in ('silence', 'short')] # of such sounds no more is known
 _OTHER = SUMMARY_WORDS['kind']['other'][0]
 
-def _doubt(reasoner, texts, names, prompt, read): # whether what is known of a sound answers the question at all
+def _doubt(reasoner, texts, names, prompt, known): # whether what is known of a sound answers the question at all
     from logocentric.reasoner.unknown import CANNOT_TELL, unknown_share
-    if texts[0] in _NOTHING: share = 1.
-    else: share = float(unknown_share(reasoner, texts, names, prompt).mean()) if read == 'summary' else 0.
+    if not known: share = 0. # the captioner's words, of which none was learned to say so
+    else: share = 1. if texts[0] in _NOTHING else float(unknown_share(reasoner, texts, names, prompt)[0])
     return dict(unknown=share, cannot_tell=share > CANNOT_TELL)
 
 # %% ../nbs/910_cli.ipynb #48d0f940
 def _answer_one(found, reasoner, names, prompt, rule, read):
     "The rest of a row: what is read of a sound in the prompt, or several sampled descriptions."
     row = asdict(found)
+    known = read == 'summary' and not row['samples']
     texts = row.pop('samples') or [_read(row, read)]
     with fitting_threads(reasoner.model):
         scores = reasoner.reason(texts, names, prompt=prompt, rule=rule).probabilities.mean()
-        doubt = _doubt(reasoner, texts, names, prompt, read)
+        doubt = _doubt(reasoner, texts, names, prompt, known)
     return dict(row, label=scores.idxmax(), scores=scores.to_dict(), answered_from=texts, **doubt)
 
 # %% ../nbs/910_cli.ipynb #59c5ee76

@@ -191,3 +191,10 @@ def test_of_a_long_sound_some_windows_are_heard(tmp_path):
     assert thinned(150.) == 2 and found.summary == summarise(sound_facts(tmp_path/'x.wav', every=2).known())
     whole, some = (sound_facts(tmp_path/'x.wav', every=n).answers['kind'] for n in (1, 5))
     assert (whole - some).abs().max() < .2
+
+
+def test_sampled_words_are_not_asked_for_doubt(tmp_path):
+    sf.write(tmp_path/'x.wav', np.zeros(32_000, np.float32), 16_000)
+    said = CliRunner().invoke(app, ['classify', str(tmp_path/'x.wav'), '--json', '-', '--listen', '2'])
+    row, = json.loads(said.stdout)['files']
+    assert len(row['answered_from']) == 2 and row['unknown'] == 0 and not row['cannot_tell']

@@ -22,7 +22,7 @@ class DataScale:
     held_out: int            # clips for validation, and as many for the novelty score
     test: int                # clips in each test set
     sentences: int           # of music knowledge
-    summaries: int = 0       # sentences about them
+    summaries: int = 0       # sentences of summaries
     crop: float = 2.56       # seconds of each clip in one training step
     vocabulary: int = 2000   # tokens of the tokenizer
     labelled: int = 2000     # clips that the supervised baseline learns from
