@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VOICES', 'GENRE_TAGS', 'TAG_MOODS', 'TAG_WEIGHTS', 'TAG_COUNTS', 'STRAY_TAGS', 'INSTRUMENTS_ASKED', 'THINGS_ASKED',
            'HEARD_SHARE', 'STRAY_PLAYERS', 'TEMPI', 'UNKNOWN_SHARES', 'NOT_TOLD', 'TOLD_UNKNOWN', 'ANSWER_WEIGHTS',
-           'QUESTION_WEIGHTS', 'MUSIC_SHARE', 'COUNTS', 'sample_genre_tags', 'sample_music', 'told_features', 'whether',
-           'sample_summary', 'summary_knowledge']
+           'QUESTION_WEIGHTS', 'MUSIC_SHARE', 'COUNTS', 'NO_MUSIC', 'sample_genre_tags', 'sample_music',
+           'told_features', 'whether', 'sample_summary', 'summary_knowledge']
 
 # %% ../../nbs/615_summary_knowledge.ipynb #666acae0
 import random
@@ -22,17 +22,21 @@ _FACTS = load_asset('summary_facts.toml')
 VOICES, GENRE_TAGS, TAG_MOODS = _FACTS['voices'], _FACTS['tags'], _FACTS['moods']
 
 # %% ../../nbs/615_summary_knowledge.ipynb #2580918f
-TAG_WEIGHTS = dict(usually=16., often=4., sometimes=1.)
+TAG_WEIGHTS = dict(usually=12., often=2., sometimes=1.)
 TAG_COUNTS = (1, 2, 3, 3, 4, 4, 4)
-STRAY_TAGS = .12 # share of tags that have nothing to do with the genre
+STRAY_TAGS = .5 # share of tags that are those of another genre, and now and then fit all the same
 
 # %% ../../nbs/615_summary_knowledge.ipynb #6a79273e
+def _likely_tags(genre, rng): # all of a genre, those that weigh more mostly first
+    weights = {tag: TAG_WEIGHTS[how] for how, tags in GENRE_TAGS[genre].items() for tag in tags}
+    return sorted(weights, key=lambda t: rng.random()**(1/weights[t]), reverse=True)
+
+def _stray_tag(rng): return _likely_tags(rng.choice(list(GENRE_TAGS)), rng)[0]
+
 def sample_genre_tags(genre: str, rng: random.Random) -> list[str]: # the likeliest first
     "What listeners would call music of a genre."
-    every = sorted({tag for of in GENRE_TAGS.values() for how in of.values() for tag in how})
-    weights = {tag: TAG_WEIGHTS[how] for how, tags in GENRE_TAGS[genre].items() for tag in tags}
-    likeliest = sorted(weights, key=lambda t: rng.random()**(1/weights[t]), reverse=True)[:rng.choice(TAG_COUNTS)]
-    return list(dict.fromkeys(rng.choice(every) if rng.random() < STRAY_TAGS else t for t in likeliest))
+    likeliest = _likely_tags(genre, rng)[:rng.choice(TAG_COUNTS)]
+    return list(dict.fromkeys(_stray_tag(rng) if rng.random() < STRAY_TAGS else tag for tag in likeliest))
 
 # %% ../../nbs/615_summary_knowledge.ipynb #9757c67a
 INSTRUMENTS_ASKED, THINGS_ASKED = _FACTS['instruments'], _FACTS['things']
@@ -103,6 +107,7 @@ def _sounding(facts): # in what is no music
 # %% ../../nbs/615_summary_knowledge.ipynb #286a5546
 def whether(facts: dict) -> dict[str, str]: # instrument or thing → yes, no or unknown
     "What a summary says about all that may be there."
+    if facts.get('kind') == 'short': return dict.fromkeys([*INSTRUMENTS_ASKED, *THINGS_ASKED], NOT_TOLD)
     if facts.get('kind') != 'music': return dict.fromkeys(INSTRUMENTS_ASKED, 'no') | _sounding(facts)
     named = facts.get('instruments') or None
     players = {i: NOT_TOLD if named is None else 'yes' if i in named else 'no' for i in INSTRUMENTS_ASKED}
@@ -128,7 +133,7 @@ def _presence(facts, rng):
 # %% ../../nbs/615_summary_knowledge.ipynb #c0f5b3f4
 def _own(question, facts, rng):
     entry, fact = _QUESTIONS[question], facts.get(question)
-    return entry['frames'], '', rng.choice(entry['answers'][fact]) if fact else NOT_TOLD
+    return entry['frames'], '', rng.choice(entry['answers'].get(fact, [NOT_TOLD]))
 
 # %% ../../nbs/615_summary_knowledge.ipynb #dcc797fe
 QUESTION_WEIGHTS = dict(genre=4., presence=4., again=4., voice=1., drums=.7, kind=.7, tempo=1., bpm=.3, lead=.5,
@@ -152,10 +157,13 @@ def _questions(genre, facts, rng):
     return list(once.values()) or [_question('genre', genre, facts, rng)]
 
 # %% ../../nbs/615_summary_knowledge.ipynb #7b7f0b0e
+NO_MUSIC = dict(speech=9., other=9., silence=1., short=1.) # how often which
+
 def _other(rng): # a sound that is no music, and what is said of it
-    facts = dict(kind=rng.choice(('speech', 'other')), drums='no')
+    facts = dict(kind=rng.choices(*zip(*NO_MUSIC.items()))[0], drums='no')
+    if facts['kind'] == 'short': return dict(kind='short'), ''
     if facts['kind'] == 'speech': facts['voice'] = 'spoken'
-    if facts['kind'] == 'speech' or rng.random() < .5: return facts, ''
+    if facts['kind'] != 'other' or rng.random() < .5: return facts, ''
     strand = sample_strand(rng.choice(genres()), rng)
     return facts, realize_body(sample_features(strand, rng.choice((1, 2, 3, 4, 5)), rng), rng)
 

@@ -41,8 +41,8 @@ class ReasonerSize:
     num_layers: int = 2
 
 # %% ../../nbs/660_training.ipynb #tr000012
-REASONER_SIZES = dict(small=ReasonerSize(32, 2, 2000, 4e-3), medium=ReasonerSize(64, 4, 3000, 4e-3),
-                      large=ReasonerSize(128, 4, 7000, 3e-3, num_layers=4))
+REASONER_SIZES = dict(small=ReasonerSize(32, 2, 2600, 4e-3), medium=ReasonerSize(64, 4, 4000, 4e-3),
+                      large=ReasonerSize(128, 4, 9000, 3e-3, num_layers=4))
 
 # %% ../../nbs/660_training.ipynb #09c3cdb9
 def reasoner_config(size: str | ReasonerSize,           # a name in `REASONER_SIZES`
