@@ -3,7 +3,7 @@ import tracemalloc
 from dataclasses import replace
 import numpy as np, pytest, soundfile as sf, torch
 import logocentric.encoder.both as module
-from logocentric.core import LogocentricError
+from logocentric.core import MOST_WORKERS, LogocentricError
 from logocentric.audio.decoding import AudioError, Decoded, LengthPolicy, Window, stream_windows
 from logocentric.audio.frontend import LogMel
 from logocentric.encoder.audio_encoder import AudioEncoder
@@ -102,10 +102,10 @@ def test_two_threads_give_what_one_gives_to_the_last_bit(both, music, features, 
         assert torch.get_num_threads() == n
 
 def test_work_is_shared_out_where_torch_has_threads(both, music, threads, monkeypatch):
-    seen, plain = [], module._in_order
-    monkeypatch.setattr(module, '_in_order', lambda jobs, workers: seen.append(workers) or plain(jobs, workers))
+    seen, plain = [], module.side_by_side
+    monkeypatch.setattr(module, 'side_by_side', lambda jobs, workers: seen.append(workers) or plain(jobs, workers))
     for n in (1, 2, 64): threads(n); both.encode(music[:20_000])
-    assert seen == [1, 2, module.MOST_WORKERS]
+    assert seen == [1, 2, MOST_WORKERS]
 
 def test_other_sounds_change_nothing(both, music, features):
     both.encode(make_music(5, seed=2))

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 import convert_musicnn
 from logocentric.core import LogocentricError, set_seed, shipped_path
 from logocentric.audio.decoding import AudioError, Decoded
-from logocentric.encoder.musicnn import (MUSICNNS, Line, Musicnn, MusicnnConfig, _encode_window, encode_sound,
+from logocentric.encoder.musicnn import (MUSICNNS, Line, Musicnn, MusicnnConfig, _output, encode_sound,
                                          load_musicnn, sound_windows)
 from logocentric.encoder.tags import tag_row, tag_sound, tag_table
 
@@ -251,5 +251,5 @@ def test_a_norm_becomes_a_line():
 
 def test_frame_embeddings_that_nobody_asked_for_are_not_held(models):
     model, x = next(iter(models.values())), torch.zeros(187, 96)
-    held = lambda frames: _encode_window(model, x, frames)['last_hidden_state'].untyped_storage().nbytes()
+    held = lambda frames: _output(model, x, frames)['last_hidden_state'].untyped_storage().nbytes()
     assert [held(False), held(True)] == [0, 187*753*4]

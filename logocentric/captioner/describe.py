@@ -8,10 +8,8 @@ __all__ = ['CAVEAT', 'CLOSE', 'WindowDescription', 'Description', 'encode_window
 # %% ../../nbs/530_describe.ipynb #fb16242f
 import numpy as np, os, re, torch
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from fastcore.basics import chunked, patch
 
@@ -26,7 +24,8 @@ from ..data.summaries import as_sentence, summarise
 from ..encoder.heads import HEAD_QUESTIONS
 from ..encoder.sound_facts import SoundFacts, sound_facts, thinned
 from ..memory import halve_on_oom
-from ..core import LogocentricError, fitting_threads, model_path, without_bars
+from ..core import (LogocentricError, fitting_threads, model_path, side_by_side, without_bars,
+                              worker_count)
 from ..batches import preserve_rng_state
 
 # %% ../../nbs/530_describe.ipynb #4570c006
@@ -241,7 +240,7 @@ def _refuse_no_file(sound):
 def _encoded(model, sound, sample_rate, batch_size):
     if isinstance(sound, (str, Path)): _refuse_no_file(sound)
     pieces, found = _windows(sound, model, sample_rate)
-    with fitting_threads(model): return _Encoded(sound, sample_rate, *encode_windows(model, pieces, batch_size), found)
+    return _Encoded(sound, sample_rate, *encode_windows(model, pieces, min(batch_size, 16)), found)
 
 # %% ../../nbs/530_describe.ipynb #d459a8f9
 def _texts_of(model, group, batch_size, **kwargs): # of encoded sounds; for each those of its windows, then of the whole
@@ -262,34 +261,26 @@ def _description(model, e, texts, facts, samples):
                        model.length.coverage(e.found.seconds), _mean_novelty(rows),
                        samples=_sampled(model, e.whole, samples), notes=list(e.found.notes))
 
-# %% ../../nbs/530_describe.ipynb #c5bb6b1e
-@contextmanager
-def _knowing(group): # what is known of sounds, found by another thread meanwhile, where torch may use one
-    know = lambda e: sound_facts(e.sound, e.rate, thinned(e.found.seconds))
-    if torch.get_num_threads() == 1: yield lambda: list(map(know, group)); return
-    with ThreadPoolExecutor(1) as pool:
-        found = [pool.submit(know, e) for e in group]
-        yield lambda: [f.result() for f in found]
-
 # %% ../../nbs/530_describe.ipynb #24eb4507
 @torch.inference_mode()
 def _describe_group(model, group, batch_size, samples, **kwargs):
-    with _knowing(group) as known, fitting_threads(model):
+    facts = [sound_facts(e.sound, e.rate, thinned(e.found.seconds)) for e in group]
+    with fitting_threads(model):
         texts = _texts_of(model, group, batch_size, **kwargs)
-        return [_description(model, e, t, f, samples) for e, t, f in zip(group, texts, known())]
+        return [_description(model, e, t, f, samples) for e, t, f in zip(group, texts, facts)]
 
 # %% ../../nbs/530_describe.ipynb #b114014d
 def describe(sound: str | Path | np.ndarray, # a file; (samples,) or (samples, channels) within ±1
              model=None, # a captioner or its folder
              sample_rate=None, # Hz of a waveform
-             batch_size: int = 16, # windows encoded, or described, at once
+             batch_size: int = 64, # windows described at once
              samples: int = 0, # more descriptions
              **kwargs # of `generate`
             ) -> Description:
     "Say what a recording sounds like, window by window and as a whole."
     model = _load(model)
     try:
-        encoded = _encoded(model, sound, sample_rate, batch_size)
+        with fitting_threads(model): encoded = _encoded(model, sound, sample_rate, batch_size)
         return _describe_group(model, [encoded], batch_size, samples, **kwargs)[0]
     except OSError as e: raise AudioError(str(sound), e.strerror or str(e)) from e
 
@@ -308,12 +299,23 @@ def _described(model, group, *options, **kwargs): # sounds, each with what was e
     return [(sound, next(found) if isinstance(e, _Encoded) else e) for sound, e in group]
 
 # %% ../../nbs/530_describe.ipynb #31bb8b75
+def _or_error(model, sound, batch_size): # what was encoded of a sound, or an error
+    try: return sound, _encoded(model, sound, None, batch_size)
+    except Exception as e: return sound, _as_error(sound, e)
+
+def _all_encoded(model, sounds, batch_size): # several side by side
+    workers = worker_count() if model.device.type == 'cpu' else 1
+    for some in chunked(sounds, workers):
+        jobs = (partial(_or_error, model, sound, batch_size) for sound in some)
+        with fitting_threads(model): done = list(side_by_side(jobs, workers))
+        yield from done
+
+# %% ../../nbs/530_describe.ipynb #e047622f
 def _in_groups(model, sounds, batch_size): # of about so many windows
     group, size = [], 0
-    for sound in sounds:
-        try: group.append((sound, _encoded(model, sound, None, batch_size)))
-        except Exception as e: group.append((sound, _as_error(sound, e)))
-        size += len(getattr(group[-1][1], 'windows', '1'))
+    for sound, encoded in _all_encoded(model, sounds, batch_size):
+        group.append((sound, encoded))
+        size += len(getattr(encoded, 'windows', '1'))
         if size >= batch_size:
             yield group
             group, size = [], 0
@@ -322,7 +324,7 @@ def _in_groups(model, sounds, batch_size): # of about so many windows
 # %% ../../nbs/530_describe.ipynb #16d9b591
 def describe_files(files: Iterable[str | Path],
                    model=None, # a captioner or its folder
-                   batch_size: int = 16, # windows encoded, or described, at once
+                   batch_size: int = 64, # windows described at once
                    samples: int = 0, # more descriptions of each
                    **kwargs # of `generate`
                   ) -> Iterator[tuple[str | Path, Description | LogocentricError]]: # a file, and what came of it

@@ -39,13 +39,22 @@ class WholeWords:
         self.tokenizer, self.end = tokenizer, tokenizer.eos_token_id
         self.words = frozenset(words)
         self.beginnings = frozenset(word[:n] for word in words for n in range(len(word) + 1))
-        self.tokens = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+        self.tokens = [self._split(tokenizer.decode([i]).lower()) for i in range(len(tokenizer))]
         self.allowed = lru_cache(maxsize=None)(self._allowed)
 
 # %% ../../nbs/525_lexicon.ipynb #464082bb
+_BEGIN = re.compile(r'[^\W\d_]*')
+
+@patch
+def _split(self: WholeWords, token): # its letters; where they must lead to; whether the rest may follow a word
+    letters = _BEGIN.match(token)[0]
+    leads = self.beginnings if letters == token else self.words | {''}
+    return letters, leads, may_follow('', token[len(letters):], self.words, self.beginnings)
+
+# %% ../../nbs/525_lexicon.ipynb #024a2d99
 @patch
 def _allowed(self: WholeWords, unfinished): # → (vocabulary,) bool
-    found = [may_follow(unfinished, t, self.words, self.beginnings) for t in self.tokens]
+    found = [fits and unfinished + letters in leads for letters, leads, fits in self.tokens]
     found[self.end] = not unfinished or unfinished in self.words
     return torch.tensor(found)
 
@@ -56,6 +65,7 @@ def finished(self: WholeWords, text: str) -> str:
     rest = _END.search(text)[0]
     return text if rest.lower() in self.words else text[:len(text) - len(rest)].rstrip(' ,;-')
 
+# %% ../../nbs/525_lexicon.ipynb #6b950812
 @patch
 def __call__(self: WholeWords,
              input_ids: torch.Tensor, # (b, text) tokens so far

@@ -8,7 +8,7 @@ __all__ = ['MUSICNN_FRONTEND', 'MUSICNN_FRAMES', 'MUSICNN_LENGTH', 'TIMBRAL', 'T
            'MusicnnFeatures', 'encode_sound']
 
 # %% ../../nbs/435_musicnn.ipynb #0a8fbedb
-from ..core import LogocentricError, shipped_path
+from ..core import LogocentricError, fitting_threads, shipped_path, side_by_side, worker_count
 from ..audio.decoding import Decoded, LengthPolicy, Window, as_audio, stream_windows
 from ..audio.frontend import FrontendConfig, LogMel
 
@@ -16,6 +16,7 @@ from ..audio.frontend import FrontendConfig, LogMel
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -270,15 +271,18 @@ def encode_sound(
     every: int = 1, # hear one of so many windows
     found: Decoded | None = None, # filled meanwhile
 ) -> list[MusicnnFeatures]: # of each model
-    "What some models make of a sound."
-    windows, peaks, made = [], [], [[] for _ in models]
-    for window, x in islice(sound_windows(sound, models[0], sample_rate, hop, found), 0, None, every):
-        windows.append(window); peaks.append(x.max().item())
-        for model, rows in zip(models, made): rows.append(_encode_window(model, x, frames))
-    return [_collected(windows, rows, peaks) for rows in made]
+    "What some models make of a sound, windows side by side."
+    pieces = islice(sound_windows(sound, models[0], sample_rate, hop, found), 0, None, every)
+    jobs, workers = (partial(_encode_window, models, *piece, frames) for piece in pieces), worker_count()
+    with fitting_threads(*models): windows, peaks, rows = zip(*side_by_side(jobs, workers))
+    return [_collected(list(windows), of, peaks) for of in zip(*rows)]
 
 # %% ../../nbs/435_musicnn.ipynb #43d58766
-def _encode_window(model, x, frames): # (frames, mels)
+@torch.inference_mode() # which each thread has for itself
+def _encode_window(models, window, x, frames): # log-mel (frames, mels) → window, its peak, an output of each model
+    return window, x.max().item(), [_output(model, x, frames) for model in models]
+
+def _output(model, x, frames):
     most = round(model.length.window*model.frontend.config.frame_rate)
     out = model(_full(x, most)[None].to(model.device))
     kept = out.last_hidden_state[:, :len(x) if frames else 0].clone() # a view would hold all of it in memory

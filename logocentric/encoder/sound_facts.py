@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/494_sound_facts.ipynb #8a9e3d67
 from ..audio.decoding import Decoded
-from ..core import fitting_threads, load_asset, without_bars
+from ..core import load_asset, without_bars
 from .heads import SoundHeads, load_heads
 from .musicnn import MUSICNN_LENGTH, Musicnn, encode_sound
 from .tags import QUIET, _as_tables, load_taggers
@@ -54,9 +54,8 @@ def sound_facts(sound: str | Path | np.ndarray, # a file, or a waveform (samples
                ) -> SoundFacts:
     "What is known of a sound of any length, with how sure it is."
     (models, heads), found = load_listeners(), Decoded()
-    with fitting_threads(*models.values()):
-        features = encode_sound(sound, *models.values(), sample_rate=sample_rate, every=every, found=found)
-        answers = {q: p.iloc[0] for q, p in heads.probabilities(_parts(features)).items()}
+    features = encode_sound(sound, *models.values(), sample_rate=sample_rate, every=every, found=found)
+    answers = {q: p.iloc[0] for q, p in heads.probabilities(_parts(features)).items()}
     silent = bool((features[0].peak < QUIET).all())
     return SoundFacts(answers, _tags(models, features), found.seconds, silent, dict(heads.config.least or {}))
 
