@@ -273,7 +273,7 @@ def encode_sound(
 ) -> list[MusicnnFeatures]: # of each model
     "What some models make of a sound, windows side by side."
     pieces = islice(sound_windows(sound, models[0], sample_rate, hop, found), 0, None, every)
-    jobs, workers = (partial(_encode_window, models, *piece, frames) for piece in pieces), worker_count()
+    jobs, workers = (partial(_encode_window, models, *p, frames) for p in pieces), worker_count()
     with fitting_threads(*models): windows, peaks, rows = zip(*side_by_side(jobs, workers))
     return [_collected(list(windows), of, peaks) for of in zip(*rows)]
 
