@@ -7,7 +7,7 @@ __all__ = ['MASKS', 'tokenise', 'Pairs', 'Texts', 'warm_up', 'as_features', 'enc
 
 # %% ../../nbs/520_training_data.ipynb #e62be9d5
 from ..core import LogocentricError, atomic_write, bf16_is_faster, new_array
-from .model import Captioner, occurring_words, pad_id, plain_attention
+from .model import Captioner, occurring_words, pad_id, plain_attention, prompt_tokens
 from ..memory import halve_on_oom
 from ..cache import progress
 from ..data.clipset import crop_window, sound_mask
@@ -29,13 +29,16 @@ def _pad(rows, value): return nn.utils.rnn.pad_sequence(rows, batch_first=True, 
 # %% ../../nbs/520_training_data.ipynb #e6509df4
 def tokenise(tokenizer: PreTrainedTokenizerBase,
              texts: list[str],     # descriptions
-             max_tokens: int = 128 # longer texts are cut
+             max_tokens: int = 128, # longer texts are cut
+             prompts: list[str] | None = None # what each goes on from; it is read, and not predicted
             ) -> dict:             # input_ids, attention_mask, labels: each (b, longest)
     "Descriptions as a padded batch, with begin and end."
+    before = [prompt_tokens(tokenizer, p) for p in prompts] if prompts else [[]]*len(texts)
     rows = [tokenizer.encode(t, add_special_tokens=False)[:max_tokens - 2] for t in texts]
-    rows = [torch.tensor([tokenizer.bos_token_id, *row, tokenizer.eos_token_id]) for row in rows]
+    rows = [torch.tensor([tokenizer.bos_token_id, *p, *row, tokenizer.eos_token_id]) for p, row in zip(before, rows)]
+    labels = [row.index_fill(0, torch.arange(len(p) + 1 if p else 0), -100) for p, row in zip(before, rows)]
     mask = _pad([torch.ones_like(r) for r in rows], 0)
-    return dict(input_ids=_pad(rows, pad_id(tokenizer)), attention_mask=mask, labels=_pad(rows, -100))
+    return dict(input_ids=_pad(rows, pad_id(tokenizer)), attention_mask=mask, labels=_pad(labels, -100))
 
 # %% ../../nbs/520_training_data.ipynb #be3a9954
 @dataclass(eq=False, repr=False)

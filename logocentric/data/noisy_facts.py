@@ -41,7 +41,7 @@ HEARD_AS = {i: of['of'] for i, of in load_asset('summary_facts.toml')['instrumen
 def _plays(row, places): # whether an instrument does
     return any(row[a] != 'none' if values == '*' else row[a] in values.split() for a, values in places.items())
 
-def _players(row): return [i for i, names in HEARD_AS.items() if any(_plays(row, _PLACES[n]) for n in names)]
+def _players(row): return [i for i, names in HEARD_AS.items() if any(_plays(row, _PLACES.get(n, {})) for n in names)]
 
 # %% ../../nbs/297_noisy_facts.ipynb #63b0b03f
 def clip_facts(row: Mapping # of the table of a corpus of music

@@ -17,9 +17,11 @@ from ..cache import save_on_main_process
 from ..captioner.lexicon import lexicon
 from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_config, sample_captions
 from ..captioner.describe import describe # with it captioners get `calibrate_novelty`
+from ..captioner.prompted import PromptedPairs
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
 from ..core import best_device, read_json, set_seed, write_json
 from ..data.clipset import ClipSet, LazyPairs
+from ..data.noisy_facts import clip_facts, sound_clip_facts
 from ..data.shards import LazyCorpus
 from ..encoder.pretrain import colour, transpose
 
@@ -81,6 +83,16 @@ def load(self: CaptionedPairs, n: int | None = None # the first `n` clips of mus
     return self._with_sounds(_Rows(music.features, rows), list(texts), [ids[i] for i in rows],
                              [int(frames[i]) for i in rows])
 
+# %% ../../nbs/750_captioner_stages.ipynb #ab919a26
+@patch
+def facts(self: CaptionedPairs, n: int | None = None) -> list[dict] | None: # as of `noisy_facts`; `None` if not known
+    "What is true of the sounds of `load`."
+    table = self.clips.load().table
+    if 'style' not in table: return None
+    rows = table.to_dict('records')[:n]
+    others = self.sounds.load().table.to_dict('records')[:round(self.share*len(rows))] if self.sounds else []
+    return [*map(clip_facts, rows), *map(sound_clip_facts, others)]
+
 # %% ../../nbs/750_captioner_stages.ipynb #3c99055c
 def captioned_pairs(setup: Setup, split: str # `train`, `valid` or `heldout`
                    ) -> CaptionedPairs:
@@ -128,7 +140,8 @@ def text_decoder(setup: Setup) -> TextDecoder | PretrainedModel:
 class TrainedCaptioner(Stage):
     "A captioner, trained on the first `n` pairs."
     kind, together, seconds = 'captioner', True, 700.
-    code = (*CAPTIONER_CODE, 'captioner.describe', 'encoder.mae', 'encoder.features', 'encoder.pretrain')
+    code = (*CAPTIONER_CODE, 'captioner.prompted', 'data.noisy_facts', 'data.summaries', 'captioner.describe',
+            'encoder.mae', 'encoder.features', 'encoder.pretrain')
     n: int
     pairs: CaptionedPairs
     valid: CaptionedPairs
@@ -202,6 +215,13 @@ def embedded(self: TrainedCaptioner, model: Captioner, pairs: Pairs, folder: Pat
             for how, change in _changes(self.seed, augment).items()]
     return _repeated(pairs, kept, step, augment)
 
+# %% ../../nbs/750_captioner_stages.ipynb #e655edf3
+@patch
+def prompted(self: TrainedCaptioner, model: Captioner, pairs: Pairs) -> Pairs | PromptedPairs:
+    "Pairs that are prompted in some steps, where the facts are known and the captioner is to read them."
+    facts, share = self.pairs.facts(self.n), model.config.prompt_share
+    return PromptedPairs(pairs, facts*(len(pairs)//len(facts)), share) if facts and share else pairs
+
 # %% ../../nbs/750_captioner_stages.ipynb #94db7b93
 class MusicAndSounds:
     "Music that is made when it is needed, and after it `n` sounds from the disk."
@@ -246,9 +266,10 @@ def lazy_pairs(self: TrainedCaptioner) -> LazyPairs:
 def training_data(self: TrainedCaptioner, model: Captioner, folder: Path # for embeddings
                  ) -> tuple[Pairs | LazyPairs, Pairs]:
     "Training and validation pairs."
-    if not self.frozen: return self.lazy_pairs() if self.lazy else self.pairs.load(self.n), self.valid.load()
-    return (self.embedded(model, self.pairs.load(self.n), folder, 'train', augment=True),
-            self.embedded(model, self.valid.load(), folder, 'valid', augment=False))
+    if not self.frozen:
+        return self.lazy_pairs() if self.lazy else self.prompted(model, self.pairs.load(self.n)), self.valid.load()
+    train = self.embedded(model, self.pairs.load(self.n), folder, 'train', augment=True)
+    return self.prompted(model, train), self.embedded(model, self.valid.load(), folder, 'valid', augment=False)
 
 # %% ../../nbs/750_captioner_stages.ipynb #aed37281
 @patch
