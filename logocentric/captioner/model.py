@@ -196,7 +196,7 @@ def _first_rows(model, *batch): # those of a training batch that go through GPT-
 def loss_items(self: Captioner, batch: dict) -> tuple[int, ...]:
     "How many words each loss is a mean over."
     first = labels = batch['labels']
-    if self.training: first, = _first_rows(self, labels)
+    if self.training and not batch.get('prompted'): first, = _first_rows(self, labels)
     numbers = tuple((x >= 0).sum().item() for x in (first[:, 1:], labels))
     return numbers if self.training and self.config.word_weight else numbers[:1]
 
@@ -244,7 +244,8 @@ def forward(self: Captioner,
            ) -> CausalLMOutputWithPast:
     "Logits of the text that follows the sound; with `labels` their cross-entropy."
     if audio is None: audio = _audio(self, logmel, frame_mask, embeddings, embedding_mask, features)
-    if self.training and labels is not None: input_ids, attention_mask = _first_rows(self, input_ids, attention_mask)
+    few = self.training and labels is not None and not prompted
+    if few: input_ids, attention_mask = _first_rows(self, input_ids, attention_mask)
     first = audio[:len(input_ids)] # of the rows that go through GPT-2
     out = _read(self, input_ids, first, attention_mask, past_key_values, use_cache)
     hidden = out.last_hidden_state[:, -(logits_to_keep or input_ids.shape[1]):]

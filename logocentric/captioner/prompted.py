@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MISLED', 'PromptedPairs']
 
-# %% ../../nbs/527_prompted.ipynb #e78fdd50
+# %% ../../nbs/527_prompted.ipynb #1bafbcee
 import random
 from collections.abc import Mapping, Sequence
 import numpy as np
@@ -14,10 +14,10 @@ from .training_data import MASKS, Pairs, tokenise
 from ..data.noisy_facts import noisy_facts
 from ..data.summaries import summarise
 
-# %% ../../nbs/527_prompted.ipynb #865dc597
+# %% ../../nbs/527_prompted.ipynb #52d25ed2
 MISLED = .5 # share of prompted clips that have the sound of another one
 
-# %% ../../nbs/527_prompted.ipynb #7317d872
+# %% ../../nbs/527_prompted.ipynb #35544fd6
 class PromptedPairs:
     "Pairs of sound and description; in some steps a summary stands before the descriptions."
     def __init__(self,
@@ -30,19 +30,19 @@ class PromptedPairs:
 
     def __len__(self): return len(self.pairs)
 
-# %% ../../nbs/527_prompted.ipynb #f60f946b
+# %% ../../nbs/527_prompted.ipynb #cc6082b7
 def _misled(batch, what, rng): # some sounds, with their masks, become those of others
     n = len(batch[what])
     rows = np.where(rng.random(n) < MISLED, rng.permutation(n), np.arange(n))
     return {name: batch[name][rows] for name in (what, MASKS[what]) if name in batch}
 
-# %% ../../nbs/527_prompted.ipynb #31b5b227
+# %% ../../nbs/527_prompted.ipynb #770c4f84
 @patch
 def batch(self: PromptedPairs, indices: list[int], rng: np.random.Generator) -> dict:
     "A batch as of `Pairs`; if it is prompted, with a summary before each description."
     prompted, batch = rng.random() < self.share, self.pairs.batch(indices, rng)
     if not prompted: return batch
     words = random.Random(int(rng.integers(2**62)))
-    prompts = [summarise(noisy_facts(self.facts[i], words), words) for i in indices]
+    prompts = [summarise(noisy_facts(self.facts[i], words)) for i in indices]
     text = tokenise(self.pairs.tokenizer, [self.pairs.texts[i] for i in indices], prompts=prompts)
     return batch | text | _misled(batch, self.pairs.what, rng) | dict(prompted=True)

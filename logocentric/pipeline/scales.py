@@ -157,8 +157,8 @@ def _auto(steps: int, batch_size: int, lr: float, **more) -> TrainConfig:
 def _mini_captioner() -> CaptionerScale:
     return CaptionerScale(
         _gpt2(128, 3, 4, positions=192, **_NO_DROPOUT), start='ear', encoder_rate=.05, lags=(1, 2, 4),
-        bridge=dict(spoken_share=.25, seen_share=.3, prompt_share=1/3), warmup=_auto(300, 64, 3e-3),
-        train=_auto(1600, 32, 3e-3, eval_every=160, **_SLOW), frozen=_auto(4500, 64, 3e-3, eval_every=300, **_SLOW))
+        bridge=dict(spoken_share=.25, seen_share=.3, prompt_share=.25), warmup=_auto(300, 64, 3e-3),
+        train=_auto(1600, 32, 3e-3, eval_every=160, **_SLOW), frozen=_auto(4000, 64, 3e-3, eval_every=300, **_SLOW))
 
 # %% ../../nbs/710_scales.ipynb #b158694d
 def _mini_tagging() -> TaggingScale:
