@@ -7,6 +7,7 @@ __all__ = ['BLOCK_ACTIVATIONS', 'LOGIT_BYTES', 'peak_memory', 'block_bytes', 'st
            'language_bytes', 'trained_encoder_bytes', 'captioner_bytes']
 
 # %% ../../nbs/830_footprint.ipynb #12b11acc
+from ..captioner.model import MOST_PROMPT
 from ..encoder.mae import MAEConfig
 from .operations import CaptionerParts, count_patches
 from transformers import PretrainedConfig
@@ -96,6 +97,8 @@ def captioner_bytes(parts: CaptionerParts, frames: int, tokens: int, half: bool,
     c = parts.config
     embeddings = max(1, round(c.seen_share*-(-frames//c.encoder.patch_frames)))
     encoder = 0 if frozen else trained_encoder_bytes(c.encoder, embeddings, len(c.lags or ()), half, recompute)
-    text, logits = language_bytes(c.decoder, tokens, c.prefix_length, half, recompute, fused)
+    most = tokens + MOST_PROMPT*bool(c.prompt_share)
+    text, logits = language_bytes(c.decoder, most, c.prefix_length, half, recompute, fused)
     words = LOGIT_BYTES*c.decoder.vocab_size if c.word_weight else 0
-    return encoder + c.spoken_share*text, c.spoken_share*logits + words
+    spoken = 1 if c.prompt_share else c.spoken_share # in the largest step
+    return encoder + spoken*text, spoken*logits + words

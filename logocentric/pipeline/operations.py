@@ -161,7 +161,8 @@ def operations(self: CaptionerParts, frames: int, tokens: int,
                training: bool = True) -> Operations:
     "A captioner on one clip."
     c, bridge = self.config, bridge_operations(self.config, self.bridge)
-    seen, spoken = (c.seen_share, c.spoken_share) if training else (1., 1.)
+    spoken = c.spoken_share + c.prompt_share*(1 - c.spoken_share) # after a prompt all of a batch
+    seen, spoken = (c.seen_share, spoken) if training else (1., 1.)
     encoder = self.encode_operations(frames, seen)
     if frozen: encoder = encoder.as_frozen()
     else: bridge = replace(bridge, first=0.) # its input has a gradient
