@@ -3,7 +3,7 @@ import random
 import numpy as np, pandas as pd, pytest, torch
 from logocentric.captioner.describe import describe, describe_files
 from logocentric.captioner.model import MOST_PROMPT, prompt_tokens
-from logocentric.captioner.prompted import MISLED, PromptedPairs
+from logocentric.captioner.prompted import MISMATCHED, PromptedPairs
 from logocentric.captioner.training_data import Pairs, tokenise
 from logocentric.data.corpus import clip_row
 from logocentric.data.noisy_facts import HEARD_AS, WRONG_SHARES, clip_facts, noisy_facts, sample_genre_tags
@@ -76,7 +76,7 @@ def test_in_some_steps_there_are_prompts_and_some_sounds_of_others(tokenizer):
     batch = always.batch(range(64), np.random.default_rng(0))
     assert batch['prompted'] and batch['input_ids'].shape[0] == len(batch['logmel']) == 64
     own = batch['logmel'][:, 0, 0] == torch.arange(64.)
-    assert abs(own.float().mean() - (1 - MISLED)) < .2
+    assert abs(own.float().mean() - (1 - MISMATCHED)) < .2
     sound = batch['logmel'][:, 0, 0].long()
     assert torch.equal(batch['frame_mask'].sum(1), 16 - sound % 2) # a mask goes with its sound
     with pytest.raises(ValueError, match='facts of 3'): PromptedPairs(plain, facts[:3], .5)
