@@ -2,6 +2,7 @@
 import random, re
 import pytest
 from logocentric.core import load_asset
+from logocentric.data import noisy_facts as N
 from logocentric.data.summaries import summarise
 from logocentric.pipeline.questions import QUESTIONS
 from logocentric.reasoner import facts as F, knowledge as K, summary_knowledge as S
@@ -16,14 +17,14 @@ def page(): return S.summary_knowledge(6000, seed=0)
 def test_tables_speak_of_what_there_is():
     "Genres of the facts, tags that taggers say, instruments that heads know, moods of the facts."
     tags, heads = load_asset('style_tags.toml')['words'], load_asset('heads.toml')
-    assert set(S.VOICES) == set(S.GENRE_TAGS) == set(F.genres())
-    assert {t for of in S.GENRE_TAGS.values() for how in of.values() for t in how} <= set(tags)
-    assert {how for of in S.GENRE_TAGS.values() for how in of} <= set(S.TAG_WEIGHTS)
+    assert set(N.VOICES) == set(N.GENRE_TAGS) == set(F.genres())
+    assert {t for of in N.GENRE_TAGS.values() for how in of.values() for t in how} <= set(tags)
+    assert {how for of in N.GENRE_TAGS.values() for how in of} <= set(N.TAG_WEIGHTS)
     assert set(S.INSTRUMENTS_ASKED) <= set(heads['instruments']['answers'])
     assert {name for i in S.INSTRUMENTS_ASKED.values() for name in i['of']} <= set(F.load_facts()['presence'])
     assert set(S.TAG_MOODS) <= set(tags) and set(S.TAG_MOODS.values()) <= set(F.load_facts()['mood'])
     assert all(sum(shares.values()) == pytest.approx(1) and set(shares) <= set(heads['voice']['answers'])
-               for shares in S.VOICES.values())
+               for shares in N.VOICES.values())
 
 
 @pytest.mark.parametrize('facts, yes, unknown', [
@@ -60,14 +61,14 @@ def test_facts_of_a_genre_are_like_it():
     share = lambda g, has: sum(map(has, many[g]))/300
     drums, jazz = lambda f: f.get('drums') == 'yes', lambda f: 'jazz' in f.get('tags', ())
     assert share('metal', drums) > .6 > share('classical', drums)
-    assert share('jazz', jazz) > .5 > share('metal', jazz)
+    assert share('jazz', jazz) > .3 > 3*share('metal', jazz)
     assert share('metal', lambda f: f.get('voice') == 'sung') > .5 > share('jazz', lambda f: f.get('voice') == 'sung')
 
 
 def test_answers_stand_where_they_are_said_to(page):
     topics = F.load_facts()['topic'].values()
     words = {*F.genres(), 'yes', 'no', S.NOT_TOLD, 'no drums',
-             *'music speech noise sung spoken instrumental drums'.split(),
+             *'music speech noise silence sung spoken instrumental drums'.split(),
              *(n for t in topics for names in t.get('answers', {}).values() for n in names),
              *(a for t in topics for a in [*t.get('sides', {}).values(), t.get('middle')] if a)}
     answers = [s.text[a:b] for s in page for a, b in s.answers]
