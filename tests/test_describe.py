@@ -73,6 +73,20 @@ def test_many_files_are_answered_as_each_alone(shipped, clips):
     assert len({d.text for d in alone.values()}) > 1
 
 
+def test_files_encoded_side_by_side_are_answered_as_one_by_one(model, clips):
+    files, before = sorted(clips.iterdir()), torch.get_num_threads()
+    (clips/'no.wav').write_text('not audio')
+    try:
+        found = []
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found.append({f: str(a) if isinstance(a, Exception) else a
+                          for f, a in describe_files([*files, clips/'no.wav'], model, max_new_tokens=6)})
+            assert torch.get_num_threads() == n
+    finally: torch.set_num_threads(before)
+    assert found[0] == found[1] and list(found[1]) == [*files, clips/'no.wav']
+
+
 def test_an_untrained_captioner_is_in_doubt_at_every_word_and_still_answers_as_alone(model, clips):
     alone = {f: describe(f, model, max_new_tokens=6) for f in sorted(clips.iterdir())}
     assert dict(describe_files(alone, model, max_new_tokens=6)) == alone

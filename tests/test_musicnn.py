@@ -253,3 +253,17 @@ def test_frame_embeddings_that_nobody_asked_for_are_not_held(models):
     model, x = next(iter(models.values())), torch.zeros(187, 96)
     held = lambda frames: _output(model, x, frames)['last_hidden_state'].untyped_storage().nbytes()
     assert [held(False), held(True)] == [0, 187*753*4]
+
+
+def test_windows_side_by_side_give_what_one_thread_gives_to_the_last_bit(toy):
+    music, before = np.random.default_rng(0).normal(0, .1, 10*16_000).astype(np.float32), torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            found += encode_sound(music, toy)
+            assert torch.get_num_threads() == n
+    finally: torch.set_num_threads(before)
+    assert found[0].windows == found[1].windows and len(found[0].windows) == 4
+    for what in ('logits', 'penultimate', 'pooled', 'peak'):
+        assert torch.equal(getattr(found[0], what), getattr(found[1], what))
