@@ -34,12 +34,15 @@ def known_instruments(truth: pd.DataFrame # with a column `instruments`, words b
     return _sets(rows).set_index(known.index)
 
 # %% ../../nbs/787_heard.ipynb #c0d8deb3
+_NOT = re.compile(r'\b(no|not an?|without|absence of|free of)( an?| any| drum)* \w+')
+
 def named_instruments(texts: Sequence[str] # descriptions
                      ) -> pd.DataFrame:    # (descriptions, instruments) bool
-    "Which instruments descriptions name; *no drums* names none."
-    words = {i: re.compile(rf"(?<!\bno )(?<!\bwithout )\b({'|'.join(of['words'])})s?\b") for i, of in
+    "Which instruments descriptions name; *no drums* names none, nor does an *off-beat*, nor a chord *on the beat*."
+    words = {i: re.compile(rf"(?<![\w-])({'|'.join(of['words'])})s?\b") for i, of in
              INSTRUMENT_WORDS.items()}
-    return _sets([{i for i, pattern in words.items() if pattern.search(text.lower())} for text in texts])
+    said = [_NOT.sub('', text.lower()) for text in texts]
+    return _sets([{i for i, pattern in words.items() if pattern.search(text)} for text in said])
 
 # %% ../../nbs/787_heard.ipynb #05c64647
 def _share(part, whole): return float(part.sum()/max(whole.sum(), 1))
