@@ -85,8 +85,8 @@ Says what a sound is like ({parameters:.1f} M parameters: a vision transformer, 
 layers). Use it with `logocentric.describe('song.mp3')` or `logocentric describe song.mp3`.
 
 **What it learned from.** {pairs:,} clips of music composed by rules and rendered through a soundfont, and {sounds:,}
-clips of procedural sound, each with its description; its encoder began as {began}{frozen}. {seconds:.0f} s of training,
-after GPT-2 had been trained on the descriptions. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
+clips of procedural sound, each with its description; its encoder began as {began}{frozen}.{prompted}
+{seconds:.0f} s of training, after GPT-2 had been trained on the descriptions. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
 
 **What it reached.** Genres, which were never labels of its own, answered from its words by the reasoner of this
 package, with 95 % Wilson intervals. The supervised baseline has learned 2,000 genre labels; an encoder that was trained
@@ -98,9 +98,13 @@ Do its words tell music, a voice, and neither apart? A share of a third is chanc
 
 {sorts}
 
-**What it is not.** It was never trained on a recording: about one it is fluent, and often wrong. `novelty` says how far
-a sound lies from what it learned.
+**What it is not.** It was never trained on a recording: what it says of one beyond the summary is fluent, and often
+wrong. `novelty` says how far a sound lies from what it learned.
 """
+
+PROMPTED = ''' In a share of {share} of the steps a summary of the clip stood before
+the description, with the mistakes that heads and taggers make on recordings, and half of these clips had the sound of
+another one: so from a summary it goes on in agreement.'''
 
 REASONER = """---
 license: apache-2.0
@@ -141,8 +145,9 @@ def write_cards(genres: Record,                   # of `table1_reasoner_size`
     folders = {kind: Path(folder)/kind if folder else shipped_path(kind) for kind in KINDS}
     source = {kind: read_json(f/'source.json') for kind, f in folders.items()}
     check(source, genres, sorts)
-    c = source['captioner']
-    facts = dict(genres=genres_table(genres, source['reasoner']['reasoner']), sorts=sorts_table(sorts),
+    c, share = source['captioner'], read_json(folders['captioner']/'config.json').get('prompt_share')
+    facts = dict(prompted=PROMPTED.format(share=share) if share else '',
+                 genres=genres_table(genres, source['reasoner']['reasoner']), sorts=sorts_table(sorts),
                  began=BEGAN[c['start']], frozen=', and stayed frozen while the rest learned' if c['frozen'] else '',
                  seconds=read_json(folders['captioner']/'history.json')['seconds'])
     for kind, text in dict(captioner=CAPTIONER, reasoner=REASONER).items():
