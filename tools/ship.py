@@ -102,7 +102,7 @@ Do its words tell music, a voice, and neither apart? A share of a third is chanc
 wrong. `novelty` says how far a sound lies from what it learned.
 """
 
-PROMPTED = ''' In a share of {share} of the steps a summary of the clip stood before
+PROMPTED = ''' In {share:.0%} of the steps a summary of the clip stood before
 the description, with the mistakes that heads and taggers make on recordings, and half of these clips had the sound of
 another one: so from a summary it goes on in agreement.'''
 
