@@ -1,4 +1,4 @@
-"Noisy facts, and a captioner that goes on from a summary: what is read, what is predicted, the same words in any company."
+"Noisy facts, and a captioner that goes on from a summary: what is read, what is predicted, the same in any company."
 import random
 import numpy as np, pandas as pd, pytest, torch
 from logocentric.captioner.describe import describe, describe_files
@@ -20,7 +20,8 @@ ROWS = [clip_row(corpus_clip(seed, 0)) for seed in range(12)]
 
 def test_facts_of_a_clip_are_those_of_its_attributes():
     row = dict(ROWS[0], drums='none', lead='piano', accompaniment='strum', bass='none', tempo='lively', gtzan='rock')
-    assert clip_facts(row) == dict(kind='music', voice='none', tempo='fast', drums='no', instruments=['piano', 'guitar'],
+    assert clip_facts(row) == dict(kind='music', voice='none', tempo='fast', drums='no',
+                                    instruments=['piano', 'guitar'],
                                    genre='rock')
     assert clip_facts(row | dict(lead='voices', gtzan=float('nan'), fma='Hip-Hop'))['genre'] == 'hip-hop'
     assert clip_facts(row | dict(lead='voices'))['voice'] == 'sung'
@@ -46,7 +47,8 @@ def test_what_is_no_music_is_called_what_it_is():
 
 
 def test_tags_of_a_genre_are_mostly_its_own():
-    of = pd.Series([tag for seed in range(500) for tag in sample_genre_tags('metal', random.Random(seed))]).value_counts()
+    tags = [tag for seed in range(500) for tag in sample_genre_tags('metal', random.Random(seed))]
+    of = pd.Series(tags).value_counts()
     assert 'metal' in of.index[:2] and of['metal'] > 3*of.get('classical', 0)
 
 
@@ -130,7 +132,8 @@ def test_a_recording_is_described_from_its_summary(prompted, clips, monkeypatch)
     assert dict(describe_files(alone, prompted, max_new_tokens=6)) == alone
     seen = []
     write = prompted.caption
-    monkeypatch.setattr(prompted, 'caption', lambda f, prompts=None, **k: seen.append(prompts) or write(f, prompts, **k))
+    kept = lambda f, prompts=None, **k: seen.append(prompts) or write(f, prompts, **k)
+    monkeypatch.setattr(prompted, 'caption', kept)
     found = describe(tone(5.), prompted, max_new_tokens=6)
     assert seen[0] == [found.summary]*4 # three windows and the whole
 

@@ -86,7 +86,8 @@ layers). Use it with `logocentric.describe('song.mp3')` or `logocentric describe
 
 **What it learned from.** {pairs:,} clips of music composed by rules and rendered through a soundfont, and {sounds:,}
 clips of procedural sound, each with its description; its encoder began as {began}{frozen}.{prompted}
-{seconds:.0f} s of training, after GPT-2 had been trained on the descriptions. `logocentric reproduce --scale {scale} --seed {seed}` makes it again.
+{seconds:.0f} s of training, after GPT-2 had been trained on the descriptions.
+`logocentric reproduce --scale {scale} --seed {seed}` makes it again.
 
 **What it reached.** Genres, which were never labels of its own, answered from its words by the reasoner of this
 package, with 95 % Wilson intervals. The supervised baseline has learned 2,000 genre labels; an encoder that was trained

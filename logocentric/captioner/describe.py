@@ -253,7 +253,7 @@ def _encoded(model, sound, sample_rate, batch_size):
     return _Encoded(sound, sample_rate, *encode_windows(model, pieces, min(batch_size, 16)), found)
 
 # %% ../../nbs/530_describe.ipynb #d459a8f9
-def _texts_of(model, group, prompts, batch_size, **kwargs): # of encoded sounds; for each those of its windows, then of all
+def _texts_of(model, group, prompts, batch_size, **kwargs): # of encoded sounds; for each of its windows, then of all
     if _is_greedy(kwargs):
         given = prompts and [prompt for e, prompt in zip(group, prompts) for _ in e.rows()]
         texts = iter(_texts(model, [row for e in group for row in e.rows()], given, batch_size, **kwargs))

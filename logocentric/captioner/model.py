@@ -33,21 +33,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 class CaptionerConfig(PretrainedConfig):
     "All that a captioner needs to know."
     model_type = 'logocentric_captioner'
-    sub_configs_defaults = dict(encoder=SubConfigSpec(config_class=MAEConfig),
-                                decoder=SubConfigSpec(config_class=GPT2Config))
+    sub_configs_defaults = dict(
+        encoder=SubConfigSpec(config_class=MAEConfig), decoder=SubConfigSpec(config_class=GPT2Config))
     encoder: dict | PretrainedConfig | None = None # `MAEConfig`
     decoder: dict | PretrainedConfig | None = None # `GPT2Config`
-    frontend: dict | None = None     # `FrontendConfig`
-    length: dict | None = None       # `LengthPolicy`
-    bridge: str = 'prefix'           # one of `BRIDGES`
+    frontend: dict | None = None # `FrontendConfig`
+    length: dict | None = None # `LengthPolicy`
+    bridge: str = 'prefix' # one of `BRIDGES`
     bridge_sizes: dict | None = None
-    prefix_length: int = 8           # K vectors
+    prefix_length: int = 8 # K vectors
     word_weight: float = 20.
     spoken_share: float = 1.
     seen_share: float = 1.
-    lags: list[int] | None = None    # as of `pool`
-    words: list[str] | None = None   # that it may use
-    prompt_share: float = 0.         # of the training steps; 0: it cannot read a summary
+    lags: list[int] | None = None # as of `pool`
+    words: list[str] | None = None # that it may use
+    prompt_share: float = 0. # of the steps; 0: it reads none
     tie_word_embeddings: bool = True
 
 # %% ../../nbs/510_captioner.ipynb #3ed90f7e

@@ -25,7 +25,8 @@ class PromptedPairs:
                  facts: Sequence[Mapping], # what is true of each clip, as of `noisy_facts`
                  share: float              # of the steps
                 ):
-        if len(facts) != len(pairs): raise ValueError(f'{len(pairs)} pairs, and facts of {len(facts)}: give one of each')
+        if len(facts) != len(pairs):
+            raise ValueError(f'{len(pairs)} pairs, and facts of {len(facts)}: give one of each')
         self.pairs, self.facts, self.share = pairs, facts, share
 
     def __len__(self): return len(self.pairs)

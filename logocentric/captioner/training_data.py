@@ -27,11 +27,12 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 def _pad(rows, value): return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 # %% ../../nbs/520_training_data.ipynb #e6509df4
-def tokenise(tokenizer: PreTrainedTokenizerBase,
-             texts: list[str],     # descriptions
-             max_tokens: int = 128, # longer texts are cut
-             prompts: list[str] | None = None # what each goes on from; it is read, and not predicted
-            ) -> dict:             # input_ids, attention_mask, labels: each (b, longest)
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str], # descriptions
+    max_tokens: int = 128, # longer ones are cut
+    prompts: list[str] | None = None # before each; not predicted
+) -> dict: # input_ids, attention_mask, labels: each (b, longest)
     "Descriptions as a padded batch, with begin and end."
     before = [prompt_tokens(tokenizer, p) for p in prompts] if prompts else [[]]*len(texts)
     rows = [tokenizer.encode(t, add_special_tokens=False)[:max_tokens - 2] for t in texts]

@@ -36,7 +36,7 @@ def sample_genre_tags(genre: str, rng: random.Random) -> list[str]: # the likeli
 
 # %% ../../nbs/297_noisy_facts.ipynb #ceedbdc6
 _PLACES = load_asset('instruments.toml') # name of an instrument → attribute → values in which it plays
-HEARD_AS = {i: of['of'] for i, of in load_asset('summary_facts.toml')['instruments'].items()} # what a head names → names
+HEARD_AS = {i: of['of'] for i, of in load_asset('summary_facts.toml')['instruments'].items()} # a head's word → names
 
 def _plays(row, places): # whether an instrument does
     return any(row[a] != 'none' if values == '*' else row[a] in values.split() for a, values in places.items())

@@ -19,6 +19,8 @@ from ..captioner.model import Captioner, CaptionerConfig, caption_clips, gpt2_co
 from ..captioner.describe import describe # with it captioners get `calibrate_novelty`
 from ..captioner.prompted import PromptedPairs
 from ..captioner.training_data import Pairs, Texts, cache_embeddings, encode_clips, tokenise, warm_up
+
+# %% ../../nbs/750_captioner_stages.ipynb #7a51c0de
 from ..core import best_device, read_json, set_seed, write_json
 from ..data.clipset import ClipSet, LazyPairs
 from ..data.noisy_facts import clip_facts, sound_clip_facts
@@ -150,10 +152,10 @@ class TrainedCaptioner(Stage):
     decoder: Stage
     bridge: dict              # fields of `CaptionerConfig`
     train: TrainConfig
-    encoder_rate: float       # learning rate of the encoder, in units of the captioner's; 0 where it is frozen
+    encoder_rate: float       # the encoder's, in units of the captioner's
     frozen: bool
     crop: int                 # frames of a training crop
-    lazy: 'LazyMusic | ShardedClips | None' # clips that are made, or read, while they are learned from
+    lazy: 'LazyMusic | ShardedClips | None' # made, or read, meanwhile
     seed: int
 
 # %% ../../nbs/750_captioner_stages.ipynb #bf085996

@@ -157,7 +157,7 @@ def encode_operations(self: CaptionerParts, frames: int, share: float = 1. # of 
 @patch
 def operations(self: CaptionerParts, frames: int, tokens: int,
                frozen: bool = False,      # whether the encoder is
-               from_logmels: bool = True, # or from frame embeddings that were computed before
+               from_logmels: bool = True, # or from frame embeddings
                training: bool = True) -> Operations:
     "A captioner on one clip."
     c, bridge = self.config, bridge_operations(self.config, self.bridge)
