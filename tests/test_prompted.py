@@ -21,8 +21,7 @@ ROWS = [clip_row(corpus_clip(seed, 0)) for seed in range(12)]
 def test_facts_of_a_clip_are_those_of_its_attributes():
     row = dict(ROWS[0], drums='none', lead='piano', accompaniment='strum', bass='none', tempo='lively', gtzan='rock')
     assert clip_facts(row) == dict(kind='music', voice='none', tempo='fast', drums='no',
-                                    instruments=['piano', 'guitar'],
-                                   genre='rock')
+                                   instruments=['piano', 'guitar'], genre='rock')
     assert clip_facts(row | dict(lead='voices', gtzan=float('nan'), fma='Hip-Hop'))['genre'] == 'hip-hop'
     assert clip_facts(row | dict(lead='voices'))['voice'] == 'sung'
 
