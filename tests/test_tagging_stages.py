@@ -7,12 +7,13 @@ from logocentric.data.clips import build_clips
 from logocentric.data.datasets import read_dataset
 from logocentric.data.lists import DataError, write_skip_list
 from logocentric.data.mixtures import VOCABULARY
-from logocentric.pipeline.data_stages import BuiltClips
+from logocentric.pipeline.data_stages import BuiltClips, RenderedClasses
 from logocentric.pipeline.experiments import run_experiment
 from logocentric.pipeline.scales import SCALES, Setup
 from logocentric.pipeline.tagging_stages import (SPLITS, ForeignFeatures, TaggingSetup, classifier_scores, fold_scores,
                                                  held_out, split_names, tag_counts, tag_encoder, tag_manifest,
-                                                 tag_recipe, tag_scores, tag_split, trained_classifier, trained_tagger)
+                                                 rendered_class_scores, tag_recipe, tag_scores, tag_split,
+                                                 trained_classifier, trained_tagger)
 from logocentric.reasoner.tagging import TAG_RULES
 from logocentric.runs import TrainConfig
 
@@ -331,6 +332,26 @@ def test_each_fold_is_scored_by_models_of_the_others(setup, mixtures, folds, sys
         assert steps == 4 and np.array_equal(learned.sounds, features[built.table['split'] != fold])
     assert np.array_equal(stage.load(), scores) and len(trained_on) == 2, 'kept'
     if system != 'sigmoids': assert (scores >= 0).all() and scores.sum(1).max() <= 1 + 1e-5
+
+
+def test_a_captioner_of_rendered_classes_scores_recordings(setup, mixtures, folds, monkeypatch):
+    "It learns from rendered clips alone, and writes the labels of the recordings' vocabulary."
+    learned_from, real = [], module.train
+    def train(model, pairs, settings, *args, **kwargs):
+        learned_from.append((pairs, settings.steps))
+        return real(model, pairs, settings, *args, **kwargs)
+    given, kinds = BuiltClips(str(folds.folder)), {'sea waves': 'waves', 'dog': 'bark', 'crackling fire': 'fire'}
+    trained_tagger(setup, 'small').folder()
+    stage = rendered_class_scores(setup, given, 'small', kinds, length=1., n=9, steps=4)
+    monkeypatch.setattr(module, 'train', train)
+    scores = stage.load()
+    (pairs, steps), = learned_from
+    features = ForeignFeatures(trained_tagger(setup, 'small'), stage.sounds).load()
+    assert steps == 4 and np.array_equal(pairs.inputs.sounds, features) and len(features) == 9
+    assert pairs.tags.labels == given.load().vocabulary == ['crackling fire', 'dog', 'sea waves']
+    assert [[pairs.tags.labels[p] for p in places] for places in pairs.places] == stage.sounds.load().labels
+    assert scores.shape == (12, 3) and (scores > 0).all() and scores.sum(1).max() <= 1 + 1e-5
+    assert stage.sounds.load().labels == [['sea waves'], ['dog'], ['crackling fire']]*3
 
 
 # --- an encoder that learns along, as at scale `paper`

@@ -167,7 +167,8 @@ Answer plain questions about a sound, each with a probability: music, speech or 
 drums; how fast; which instruments. Linear, on features of the two musicnn models of this package, which stay frozen.
 Use them with `logocentric describe song.mp3`, or `logocentric.encoder.sound_facts.sound_facts('song.mp3')`.
 
-**What they learned from.** {clips:,} clips that were rendered and synthesised, and no recording, made with
+**What they learned from.** {clips:,} clips and {words:,} lone spoken words that were rendered and synthesised, and no
+recording, made with
 
 {sources}
 
@@ -202,7 +203,7 @@ def heads_card(record: Record # of `heads_on_recordings`
     rows += [f"| {' | '.join(map(str, cells(q, r)))} |" for q, r in m['reported'].items()]
     found = m['instruments']['test recordings']
     return HEADS.format(
-        clips=chosen['clips'], threshold=chosen['threshold'], reached='\n'.join(rows),
+        clips=chosen['clips'], words=chosen['words'], threshold=chosen['threshold'], reached='\n'.join(rows),
         sources='\n'.join(f'* {s.name} (Debian: {s.debian}), {s.licence}' for s in sources),
         calibrated=', '.join(f'{n} for {q}' for q, n in chosen['calibrated_by'].items()),
         voice=f"{with_interval(m['voice_in_music']['value'], '.2f')}, N = {m['voice_in_music']['value']['n']}",

@@ -6,9 +6,9 @@
 __all__ = ['RENDERING', 'SOUND_RENDERING', 'RENDERED', 'TEST_SETS', 'SOUND_SEEDS', 'RenderedClips', 'Split', 'train_size',
            'rendered_clips', 'CaptionedClips', 'GenreClips', 'BuiltClips', 'training_clips', 'Asked', 'evaluation_sets',
            'asked', 'Frontend', 'frontend', 'normalised_silence', 'normalised', 'crop_frames', 'RenderedSounds',
-           'rendered_sounds', 'mixed_in_sounds', 'RenderedMixtures', 'Knowledge', 'knowledge_sentences',
-           'SummaryKnowledge', 'summary_sentences', 'TrainedTokenizer', 'PretrainedModel', 'PretrainedTokenizer',
-           'trained_tokenizer', 'tokenizer']
+           'rendered_sounds', 'mixed_in_sounds', 'RenderedMixtures', 'RenderedClasses', 'Knowledge',
+           'knowledge_sentences', 'SummaryKnowledge', 'summary_sentences', 'TrainedTokenizer', 'PretrainedModel',
+           'PretrainedTokenizer', 'trained_tokenizer', 'tokenizer']
 
 # %% ../../nbs/730_data_stages.ipynb #0cf2e7ca
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from ..core import LogocentricError, read_json, write_json
 from ..data.clips import Clips
 from ..data.corpus import Corpus, build_corpus
 from ..data.mixtures import Mixtures, build_mixtures
+from ..data.sound_classes import SoundClasses, build_sound_classes
 from ..data.sound_corpus import SoundCorpus, build_sounds
 from ..data.styles import LABELS
 from ..encoder.mae import MAEConfig
@@ -263,6 +264,19 @@ class RenderedMixtures(Stage):
         build_mixtures(folder, n=self.n, seed=self.seed, desc=f'render {self.n:,} mixtures')
 
     def read(self, folder): return Mixtures(folder)
+
+# %% ../../nbs/730_data_stages.ipynb #5314c27e
+@dataclass(frozen=True)
+class RenderedClasses(Stage):
+    "Procedural sounds of given classes, in clips as long as a set's."
+    kind, code, all_cores, seconds = 'sound-classes', ('data.sound_classes', *SOUND_RENDERING), True, 40.
+    n: int
+    seed: int
+    kinds: dict      # class → name in `KINDS`
+    length: float    # s, of a clip
+
+    def make(self, folder): build_sound_classes(folder, self.kinds, self.n, self.seed, self.length)
+    def read(self, folder): return SoundClasses(folder)
 
 # %% ../../nbs/730_data_stages.ipynb #84344a5f
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ __all__ = ['ENCODERS', 'SPLITS', 'MODEL_CODE', 'TaggingSetup', 'tagging_setup', 
            'TaggedClips', 'TagSplit', 'tag_split', 'tag_counts', 'tag_encoder', 'TagTokenizer', 'tag_tokenizer',
            'TagRecipe', 'tag_recipe', 'pooled_features', 'TagFeatures', 'TrainedTagger', 'trained_tagger',
            'TrainedClassifier', 'trained_classifier', 'TagScoring', 'tag_scores', 'ClassifierScoring',
-           'classifier_scores', 'ForeignFeatures', 'FoldScoring', 'fold_scores']
+           'classifier_scores', 'ForeignFeatures', 'FoldScoring', 'fold_scores', 'RenderedClassScoring',
+           'rendered_class_scores']
 
 # %% ../../nbs/770_tagging_stages.ipynb #b57895ad
 import hashlib
@@ -33,7 +34,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/770_tagging_stages.ipynb #c0c09e23
 from .captioner_stages import CAPTIONER_CODE
-from .data_stages import Frontend, PretrainedModel, PretrainedTokenizer, RenderedMixtures
+from .data_stages import (Frontend, PretrainedModel, PretrainedTokenizer, RenderedClasses,
+                                              RenderedMixtures)
 from .encoder_stages import Architecture, MaskedAutoencoder, ShippedEncoder
 from .scales import SCALES, Setup, TaggingScale
 from .stage import Given, Stage
@@ -527,22 +529,26 @@ class FoldScoring(Stage):
     def read(self, folder) -> np.ndarray: return np.load(folder/'scores.npy') # (clips, labels)
 
 # %% ../../nbs/770_tagging_stages.ipynb #8249db12
+def _fixed_steps(recipe: TagRecipe, steps: int, **changes) -> TrainConfig:
+    fixed = dict(steps=steps, seed=recipe.seed, keep='last', eval_every=steps)
+    return replace(recipe.train, **fixed, **changes).per_process()
+
 @patch
-def _settings(self: FoldScoring, **changes):
-    r = self.tagger.recipe
-    fixed = dict(steps=self.steps, seed=r.seed, keep='last', eval_every=self.steps)
-    return replace(r.train, **fixed, **changes).per_process()
+def _settings(self: FoldScoring, **changes): return _fixed_steps(self.tagger.recipe, self.steps, **changes)
 
 # %% ../../nbs/770_tagging_stages.ipynb #c51c7bcf
+def _learn_tags(recipe: TagRecipe, model: Captioner, pairs: TagPairs, settings: TrainConfig) -> Captioner:
+    model.encoder.requires_grad_(not recipe.frozen)
+    groups = model.param_groups(settings, encoder_rate=0. if recipe.frozen else 1.)
+    train(model, pairs, settings, param_groups=groups, progress=False)
+    return model
+
 @patch
 def learned_captioner(self: FoldScoring, pairs: TagPairs) -> Captioner:
     "A captioner that has learned these tags, from what it knows of mixtures or from the beginning."
     r, warm = self.tagger.recipe, self.system != 'words'
     model = self.tagger.load() if warm else r.untrained(pairs.tags, pairs.places)
-    model.encoder.requires_grad_(not r.frozen)
-    groups = model.param_groups(self._settings(), encoder_rate=0. if r.frozen else 1.)
-    train(model, pairs, self._settings(), param_groups=groups, progress=False)
-    return model
+    return _learn_tags(r, model, pairs, self._settings())
 
 # %% ../../nbs/770_tagging_stages.ipynb #5cca5d93
 @patch
@@ -556,10 +562,13 @@ def learned_classifier(self: FoldScoring, pairs: TagPairs) -> SigmoidTagger:
     return model
 
 # %% ../../nbs/770_tagging_stages.ipynb #3ff72bc9
+def _first_tag(model, features, tags): # (clips, labels)
+    return next_tag(model, features, tags).exp().sum(-1).numpy()
+
 @patch
 def _scores_of(self: FoldScoring, pairs: TagPairs, features: torch.Tensor) -> np.ndarray:
     if self.system == 'sigmoids': return self.learned_classifier(pairs).log_odds(features).detach().cpu().numpy()
-    return next_tag(self.learned_captioner(pairs), features, pairs.tags).exp().sum(-1).numpy()
+    return _first_tag(self.learned_captioner(pairs), features, pairs.tags)
 
 # %% ../../nbs/770_tagging_stages.ipynb #ff7fb9a0
 def _label_places(clips: ClipSet) -> list[list[int]]:
@@ -585,3 +594,35 @@ def make(self: FoldScoring, folder: Path) -> None:
 def fold_scores(setup: TaggingSetup, clips: Stage, size: str, system: str, steps: int = 300) -> FoldScoring:
     "Scores of another set by folds."
     return FoldScoring(trained_tagger(setup, size), clips, system, setup.scale.hidden, setup.scale.direct_lr, steps)
+
+# %% ../../nbs/770_tagging_stages.ipynb #33ec140d
+@dataclass(frozen=True)
+class RenderedClassScoring(Stage):
+    "Scores of every clip of another set by a captioner that learned from rendered clips of its classes."
+    kind, code, together, seconds = 'class-scores', MODEL_CODE, True, 120.
+    tagger: TrainedTagger
+    sounds: RenderedClasses
+    clips: Stage
+    steps: int
+
+    def read(self, folder) -> np.ndarray: return np.load(folder/'scores.npy') # (clips, labels)
+
+# %% ../../nbs/770_tagging_stages.ipynb #6d26a32b
+@patch
+def make(self: RenderedClassScoring, folder: Path) -> None:
+    "Train on the rendered clips, score the recordings."
+    r, sounds, labels = self.tagger.recipe, self.sounds.load(), self.clips.load().vocabulary
+    learned, asked = (ForeignFeatures(self.tagger, stage).load() for stage in (self.sounds, self.clips))
+    places = [[labels.index(label) for label in found] for found in sounds.labels]
+    pairs = TagPairs(TagInputs(learned, 'features', noise=r.noise), places, r.tags(labels=labels))
+    model = _learn_tags(r, r.untrained(pairs.tags, places), pairs, _fixed_steps(r, self.steps))
+    np.save(folder/'scores.npy', _first_tag(model, torch.from_numpy(asked), pairs.tags))
+
+# %% ../../nbs/770_tagging_stages.ipynb #b596fef0
+def rendered_class_scores(setup: TaggingSetup, clips: Stage, size: str,
+                          kinds: dict[str, str], # class → name in `KINDS`
+                          length: float,         # s, of the clips
+                          n: int = 2000, steps: int = 300) -> RenderedClassScoring: # rendered clips; of training
+    "Scores of another set by a captioner that has heard no recording of it."
+    sounds = RenderedClasses(n, 100*setup.seed + 65, kinds, length)
+    return RenderedClassScoring(trained_tagger(setup, size), sounds, clips, steps)
