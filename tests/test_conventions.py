@@ -2,8 +2,11 @@
 import ast, configparser, io, json, re, shutil, statistics, subprocess, sys, tokenize, tomllib
 from collections import defaultdict
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 import papermill, pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'logocentric'
@@ -503,10 +506,32 @@ def test_versions_agree():
     assert f'## {version}' in (ROOT/'CHANGELOG.md').read_text()
 
 
-def test_every_dependency_is_pinned():
-    project = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
-    listed = [*project['dependencies'], *(d for extra in project['optional-dependencies'].values() for d in extra)]
-    assert [d for d in listed if not re.fullmatch(r'[\w.-]+==[\w.]+', d)] == []
+PROJECT = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+EXTRAS = PROJECT['optional-dependencies']
+LOCK = {canonicalize_name(name): version for name, version
+        in (line.split('==') for line in (ROOT/'requirements.lock').read_text().splitlines())}
+
+def test_the_lock_keeps_to_the_ranges():
+    asked = map(Requirement, [*PROJECT['dependencies'], *(d for extra in EXTRAS.values() for d in extra)])
+    assert [str(r) for r in asked if not r.specifier or LOCK.get(canonicalize_name(r.name), '0') not in r.specifier] == []
+
+
+def _required(listed, found): # names of all that these packages need, on this machine
+    for r in map(Requirement, listed):
+        if (name := canonicalize_name(r.name)) in found or r.marker and not r.marker.evaluate(dict(extra='')): continue
+        found.add(name)
+        _required(distribution(name).requires or [], found)
+    return found
+
+
+def test_the_lock_has_all_that_is_required():
+    required = _required([*PROJECT['dependencies'], *EXTRAS['dev']], set())
+    assert required - LOCK.keys() - {'pip', 'setuptools', 'wheel'} == set() # which pip leaves out
+
+
+def test_a_newer_torch_is_not_refused():
+    torch, = (r for r in map(Requirement, PROJECT['dependencies']) if r.name == 'torch')
+    assert '2.13.0' in torch.specifier and '2.20.1' in torch.specifier
 
 
 def test_legal_files():
