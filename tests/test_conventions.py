@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT/'logocentric'
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9][0-9][0-9]_*.ipynb'))
 EXPERIMENTS = sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))
-NOTEBOOKS = [*LIBRARY, *sorted((ROOT/'nbs').glob('index.ipynb')), *EXPERIMENTS]
+PAGES = [ROOT/'nbs'/'index.ipynb', *sorted((ROOT/'nbs'/'docs').glob('*.ipynb'))]
+NOTEBOOKS = [*LIBRARY, *PAGES, *EXPERIMENTS]
 MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 SCRIPTS = [*sorted((ROOT/'tools').glob('*.py')), *sorted((ROOT/'tests').glob('*.py'))]
 GROUPS = {0: '', 1: 'audio', 2: 'data', 3: 'data', 4: 'encoder', 5: 'captioner', 6: 'reasoner', 7: 'pipeline',
@@ -207,22 +208,25 @@ PLACE = re.compile(r'^\*\*The paper in eight chapters, (\d) of 8\*\*(?: · befor
 def opening(path): return next(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
 
 
+def part_of(page, title): # the text of a page below a heading
+    text = '\n'.join(source(c) for c in cells(ROOT/'nbs'/f'{page}.ipynb', 'markdown'))
+    return text.partition(f'{title}\n')[2].partition('\n## ')[0]
+
+
 def test_the_paper_in_eight_chapters_is_a_chain():
-    "Each says its place in its opening; the neighbours agree, and the index lists them in this order."
+    "Each says its place in its opening; the neighbours agree, and two pages list them in this order."
     places = {p.stem: m.groups() for p in LIBRARY if (m := PLACE.search(opening(p)))}
     order = sorted(places, key=lambda n: places[n][0])
     assert [places[n][0] for n in order] == list('12345678') and order == sorted(order)
     for n, before, after in zip(order, [None, *order], [*order[1:], None]):
         assert places[n][1:] == (before, before, after, after), n
-    index = '\n'.join(source(c) for c in cells(ROOT/'nbs'/'index.ipynb', 'markdown'))
-    table = index.partition('## The paper in eight chapters')[2].partition('\n## ')[0]
-    assert re.findall(r'^\| \[(\w+)\]\(\1\.ipynb\) \|', table, re.M) == order
+    for page, title in (('index', '## Read it'), ('docs/chapters', '## The paper in eight chapters')):
+        assert re.findall(r'^\| \[(\w+)\]\((?:\.\./)?\1\.ipynb\) \|', part_of(page, title), re.M) == order
 
 
-def test_the_index_lists_all_chapters_in_order():
-    index = '\n'.join(source(c) for c in cells(ROOT/'nbs'/'index.ipynb', 'markdown'))
-    table = index.partition('## Read it')[2].partition('\n## ')[0]
-    assert re.findall(r'^\| \**\[(\w+)\]\(\1\.ipynb\)\** \|', table, re.M) == [p.stem for p in LIBRARY]
+def test_all_chapters_are_listed_in_order():
+    table = part_of('docs/chapters', '## All chapters')
+    assert re.findall(r'^\| \**\[(\w+)\]\(\.\./\1\.ipynb\)\** \|', table, re.M) == [p.stem for p in LIBRARY]
 
 
 # --- the library: groups, arrows, walls
@@ -476,7 +480,7 @@ def of_the_package(path):
             if n.module.startswith('logocentric.')}
 
 
-@pytest.mark.parametrize('path', [*EXPERIMENTS, ROOT/'nbs'/'index.ipynb'], ids=name)
+@pytest.mark.parametrize('path', [*EXPERIMENTS, *PAGES], ids=name)
 def test_what_an_experiment_asks_of_the_package_is_there(path):
     "Some studies run only in `make test-full`. Here what they import is looked for, and the keywords of their calls."
     known = {}

@@ -1,42 +1,53 @@
-"README.md is index.ipynb, converted; and the conversion does what nbconvert alone does not."
+"README.md and docs are notebooks, converted; and the conversion does what nbconvert alone does not."
 import re
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from logocentric.core import LogocentricError, project_root
-from readme import convert, readme_text, write_readme
+from readme import convert, kept_pages, page_of, page_sources, pages, write_pages
 
-INDEX = project_root()/'nbs'/'index.ipynb'
+ROOT = project_root()
 PNG = 'iVBORw0KGgo='
 
 
 def page(*cells): return new_notebook(cells=list(cells))
 
 
-def test_readme_is_up_to_date():
-    text, pictures = convert(nbformat.read(INDEX, as_version=4))
-    assert (project_root()/'README.md').read_text(encoding='utf-8') == text == readme_text(), 'run `make readme`'
-    for name, data in pictures.items(): assert (project_root()/name).read_bytes() == data, 'run `make readme`'
-    kept = {f'nbs/images/{p.name}' for p in (project_root()/'nbs'/'images').glob('index_*')}
-    assert kept == set(pictures)
+@pytest.fixture(scope='module')
+def made(): return pages()
 
 
-def test_links_and_pictures_of_the_readme_exist():
-    text = readme_text()
+def test_pages_are_up_to_date(made):
+    assert kept_pages(ROOT) == made.keys(), 'run `make readme`'
+    for name, data in made.items(): assert (ROOT/name).read_bytes() == data, f'{name}: run `make readme`'
+
+
+def test_the_readme_is_short(made): assert len(made['README.md']) <= 8192
+
+
+@pytest.mark.parametrize('source', page_sources(ROOT))
+def test_links_and_pictures_exist(made, source):
+    path, text = ROOT/page_of(source), made[page_of(source)].decode()
     for target in re.findall(r'\]\(([^)\s]+)\)|<img src="([^"]+)"', text):
-        target = ''.join(target).split('#')[0]
-        if target and not re.match(r'[a-z]+:', target): assert (project_root()/target).exists(), target
+        target, _, anchor = ''.join(target).partition('#')
+        if target and not re.match(r'[a-z]+:', target): assert (path.parent/target).exists(), target
     assert 'data:image' not in text and '#|' not in text
 
 
-@pytest.mark.parametrize('written, read', [
-    ('[a](010_metrics.ipynb)', '[a](nbs/010_metrics.ipynb)'),
-    ('[a](../LICENSE)', '[a](LICENSE)'),
-    ('![a](images/a.png)', '![a](nbs/images/a.png)'),
-    ('<img src="images/a.png">', '<img src="nbs/images/a.png">'),
-    ('[a](https://x.org/y) [b](#c) [d](mailto:e@f.g)', '[a](https://x.org/y) [b](#c) [d](mailto:e@f.g)'),
+@pytest.mark.parametrize('source, written, read', [
+    ('nbs/index.ipynb', '[a](010_metrics.ipynb)', '[a](nbs/010_metrics.ipynb)'),
+    ('nbs/index.ipynb', '[a](../LICENSE)', '[a](LICENSE)'),
+    ('nbs/index.ipynb', '![a](images/a.png)', '![a](nbs/images/a.png)'),
+    ('nbs/index.ipynb', '<img src="images/a.png">', '<img src="nbs/images/a.png">'),
+    ('nbs/index.ipynb', '[a](docs/results.ipynb)', '[a](docs/results.md)'),
+    ('nbs/index.ipynb', *['[a](https://x.org/y) [b](#c) [d](mailto:e@f.g)']*2),
+    ('nbs/docs/design.ipynb', '[a](../010_metrics.ipynb)', '[a](../nbs/010_metrics.ipynb)'),
+    ('nbs/docs/design.ipynb', '[a](results.ipynb) [b](../index.ipynb)', '[a](results.md) [b](../README.md)'),
+    ('nbs/docs/design.ipynb', '[a](../../LICENSE)', '[a](../LICENSE)'),
 ])
-def test_links(written, read):
-    assert read in convert(page(new_markdown_cell(written)))[0]
+def test_links(source, written, read):
+    "Of a text, and of what a cell shows."
+    shown = new_code_cell('#| echo: false\nx', outputs=[new_output('display_data', data={'text/markdown': written})])
+    for cell in (new_markdown_cell(written), shown): assert read in convert(page(cell), source)[0]
 
 
 def test_directives():
@@ -64,11 +75,15 @@ def test_conversion_leaves_the_notebook_as_it_was():
     assert convert(nb) == convert(nb) and nbformat.writes(nb) == before
 
 
-def test_old_pictures_go(tmp_path):
-    figure = new_output('display_data', data={'image/png': PNG})
-    drawn = new_code_cell('x', outputs=[figure])
-    for cells in ([new_markdown_cell('# T'), drawn], [drawn]):
-        nbformat.write(page(*cells), tmp_path/'index.ipynb')
-        write_readme(tmp_path/'index.ipynb', tmp_path)
-    assert [p.name for p in (tmp_path/'nbs'/'images').iterdir()] == ['index_0_0.png']
-    with pytest.raises(LogocentricError): readme_text(tmp_path/'none.ipynb')
+def test_old_pages_and_pictures_go(tmp_path):
+    drawn = new_code_cell('x', outputs=[new_output('display_data', data={'image/png': PNG})])
+    (tmp_path/'nbs'/'docs').mkdir(parents=True)
+    for folder, name in ((tmp_path/'nbs', 'index'), (tmp_path/'nbs'/'docs', 'more')):
+        nbformat.write(page(drawn), folder/f'{name}.ipynb')
+    pictures = {'nbs/images/index_0_0.png', 'docs/images/more_0_0.png'}
+    assert set(write_pages(tmp_path)) == kept_pages(tmp_path) == {'README.md', 'docs/more.md', *pictures}
+    assert '](images/more_0_0.png)' in (tmp_path/'docs'/'more.md').read_text()
+    (tmp_path/'nbs'/'docs'/'more.ipynb').unlink()
+    write_pages(tmp_path)
+    assert kept_pages(tmp_path) == {'README.md', 'nbs/images/index_0_0.png'}
+    with pytest.raises(LogocentricError): pages(tmp_path/'none')
