@@ -18,7 +18,7 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
   "$$p" -c "$(IN_RANGE)" >/dev/null 2>&1 && { echo "$$p"; break; }; done
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-full gate readme lock clean distclean
+.PHONY: help reproduce test test-full gate readme site lock clean distclean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,10 @@ $(BIN)/python:
 	  echo 'or name it: make PYTHON=/path/to/python3.12 ...'; exit 1; fi; \
 	if ! "$$python" -c '$(IN_RANGE)' >/dev/null 2>&1; then echo "$$python is not Python 3.11-3.13 with venv and pip"; exit 1; fi; \
 	"$$python" -m venv $(VENV)
+
+site: $(VENV)/installed-dev ## Build the book as a static site in build/site/html
+	@$(PIP) -e '.[site]'
+	@$(BIN)/python tools/book.py
 
 lock: $(VENV)/installed-full ## Write the lock anew from what is installed (after `pip install -U ...`)
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
