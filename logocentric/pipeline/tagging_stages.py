@@ -562,13 +562,10 @@ def learned_classifier(self: FoldScoring, pairs: TagPairs) -> SigmoidTagger:
     return model
 
 # %% ../../nbs/770_tagging_stages.ipynb #3ff72bc9
-def _first_tag(model, features, tags): # (clips, labels)
-    return next_tag(model, features, tags).exp().sum(-1).numpy()
-
 @patch
 def _scores_of(self: FoldScoring, pairs: TagPairs, features: torch.Tensor) -> np.ndarray:
     if self.system == 'sigmoids': return self.learned_classifier(pairs).log_odds(features).detach().cpu().numpy()
-    return _first_tag(self.learned_captioner(pairs), features, pairs.tags)
+    return next_tag(self.learned_captioner(pairs), features, pairs.tags).exp().sum(-1).numpy()
 
 # %% ../../nbs/770_tagging_stages.ipynb #ff7fb9a0
 def _label_places(clips: ClipSet) -> list[list[int]]:
@@ -598,7 +595,7 @@ def fold_scores(setup: TaggingSetup, clips: Stage, size: str, system: str, steps
 # %% ../../nbs/770_tagging_stages.ipynb #33ec140d
 @dataclass(frozen=True)
 class RenderedClassScoring(Stage):
-    "Scores of every clip of another set by a captioner that learned from rendered clips of its classes."
+    "Log-probabilities of every label for another set, by a captioner that learned from rendered clips of its classes."
     kind, code, together, seconds = 'class-scores', MODEL_CODE, True, 120.
     tagger: TrainedTagger
     sounds: RenderedClasses
@@ -616,13 +613,14 @@ def make(self: RenderedClassScoring, folder: Path) -> None:
     places = [[labels.index(label) for label in found] for found in sounds.labels]
     pairs = TagPairs(TagInputs(learned, 'features', noise=r.noise), places, r.tags(labels=labels))
     model = _learn_tags(r, r.untrained(pairs.tags, places), pairs, _fixed_steps(r, self.steps))
-    np.save(folder/'scores.npy', _first_tag(model, torch.from_numpy(asked), pairs.tags))
+    found = next_tag(model, torch.from_numpy(asked), pairs.tags).double().logsumexp(-1)
+    np.save(folder/'scores.npy', found.numpy())
 
 # %% ../../nbs/770_tagging_stages.ipynb #b596fef0
 def rendered_class_scores(setup: TaggingSetup, clips: Stage, size: str,
                           kinds: dict[str, str], # class → name in `KINDS`
                           length: float,         # s, of the clips
-                          n: int = 2000, steps: int = 300) -> RenderedClassScoring: # rendered clips; of training
-    "Scores of another set by a captioner that has heard no recording of it."
+                          n: int = 2000, steps: int = 100) -> RenderedClassScoring: # rendered clips; of training
+    "Log-probabilities of the labels of another set, by a captioner that has heard no recording of it."
     sounds = RenderedClasses(n, 100*setup.seed + 65, kinds, length)
     return RenderedClassScoring(trained_tagger(setup, size), sounds, clips, steps)
