@@ -13,7 +13,8 @@ from logocentric.pipeline.scales import SCALES, Setup
 from logocentric.pipeline.schedule import (ScheduleBar, Waiting, answering_stages, run_in_turn, run_side_by_side,
                                            run_stages, training_stages, urgency)
 from logocentric.pipeline.stage import Given, Stage, in_order, stage_tree
-from logocentric.pipeline.tagging_stages import ForeignFeatures, fold_scores, tagging_setup, trained_tagger
+from logocentric.pipeline.other_set_stages import ForeignFeatures, fold_scores
+from logocentric.pipeline.tagging_stages import tagging_setup, trained_tagger
 
 pytestmark = pytest.mark.usefixtures('home')
 

@@ -63,7 +63,8 @@ def _make_shard(folder: str, number: int, job: dict) -> int: # clips made
 # %% ../../nbs/287_sound_classes.ipynb #45c688f0
 def _require_known(kinds, seconds):
     unknown = sorted(set(kinds.values()) - set(KINDS))
-    if unknown: raise LogocentricError(f'no kind of sound is called {", ".join(unknown)}: choose from {", ".join(KINDS)}')
+    if unknown: raise LogocentricError(
+        f'no kind of sound is called {", ".join(unknown)}: choose from {", ".join(KINDS)}')
     if not 0 < seconds <= CLIP_SECONDS: raise LogocentricError(
         f'a clip lasts up to {CLIP_SECONDS:g} s, not {seconds:g} s: kinds of sound are rendered for that long')
 
@@ -78,6 +79,7 @@ class SoundClasses(Corpus):
         return f'SoundClasses({len(self)} clips, {len(self.vocabulary)} classes, {self.features.shape[1]} frames)'
 
 # %% ../../nbs/287_sound_classes.ipynb #e5dbcdbb
+# long: a parameter a line, each with what it means
 def build_sound_classes(folder: str | Path,    # an unfinished corpus there is continued
                         kinds: dict[str, str], # class → name in `KINDS`
                         n: int,                # clips

@@ -23,6 +23,8 @@ from ..data.sound_classes import SoundClasses, build_sound_classes
 from ..data.sound_corpus import SoundCorpus, build_sounds
 from ..data.styles import LABELS
 from ..encoder.mae import MAEConfig
+
+# %% ../../nbs/730_data_stages.ipynb #31d3e30e
 from .scales import Setup
 from .sources import GENRE_ROWS, GENRE_TESTS, PARTS, Sources
 from .stage import Given, Stage

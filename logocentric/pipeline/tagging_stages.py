@@ -7,8 +7,7 @@ __all__ = ['ENCODERS', 'SPLITS', 'MODEL_CODE', 'TaggingSetup', 'tagging_setup', 
            'TaggedClips', 'TagSplit', 'tag_split', 'tag_counts', 'tag_encoder', 'TagTokenizer', 'tag_tokenizer',
            'TagRecipe', 'tag_recipe', 'pooled_features', 'TagFeatures', 'TrainedTagger', 'trained_tagger',
            'TrainedClassifier', 'trained_classifier', 'TagScoring', 'tag_scores', 'ClassifierScoring',
-           'classifier_scores', 'ForeignFeatures', 'FoldScoring', 'fold_scores', 'RenderedClassScoring',
-           'rendered_class_scores']
+           'classifier_scores']
 
 # %% ../../nbs/770_tagging_stages.ipynb #b57895ad
 import hashlib
@@ -20,7 +19,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/770_tagging_stages.ipynb #8d67aab6
 from ..audio.frontend import FrontendConfig
-from ..cache import progress, save_on_main_process
+from ..cache import save_on_main_process
 from ..captioner.model import Captioner, gpt2_config, load_gpt2
 from ..captioner.training_data import encode_clips
 from ..core import LogocentricError, best_device, cache_path, code_hash, config_hash, read_json, set_seed
@@ -34,14 +33,13 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # %% ../../nbs/770_tagging_stages.ipynb #c0c09e23
 from .captioner_stages import CAPTIONER_CODE
-from .data_stages import (Frontend, PretrainedModel, PretrainedTokenizer, RenderedClasses,
-                                              RenderedMixtures)
+from .data_stages import Frontend, PretrainedModel, PretrainedTokenizer, RenderedMixtures
 from .encoder_stages import Architecture, MaskedAutoencoder, ShippedEncoder
 from .scales import SCALES, Setup, TaggingScale
 from .stage import Given, Stage
 from ..reasoner.knowledge import train_tokenizer
 from ..reasoner.tagging import (TAG_PROMPTS, SigmoidTagger, TagInputs, TagPairs, TagVocabulary, TargetPairs,
-                                          multi_hot, next_tag, score_tags)
+                                          multi_hot, score_tags)
 from ..runs import TrainConfig
 from ..training import train
 
@@ -496,133 +494,3 @@ def make(self: ClassifierScoring, folder: Path) -> None:
 def classifier_scores(setup: TaggingSetup, split: str) -> ClassifierScoring:
     "What the direct classifier says of a split."
     return ClassifierScoring(trained_classifier(setup), tag_split(setup, split))
-
-# %% ../../nbs/770_tagging_stages.ipynb #9df14031
-@dataclass(frozen=True)
-class ForeignFeatures(Stage):
-    "Features of the clips of another set, by the encoder of a tagger."
-    kind = 'foreign-features'
-    tagger: TrainedTagger
-    clips: Stage
-
-    def read(self, folder) -> np.ndarray: return np.load(folder/'features.npy') # (clips, features)
-
-# %% ../../nbs/770_tagging_stages.ipynb #a2b7e8f2
-@patch
-def make(self: ForeignFeatures, folder: Path) -> None:
-    "Encode every clip."
-    clips = self.clips.load()
-    np.save(folder/'features.npy', pooled_features(self.tagger.load(), clips, np.arange(len(clips))))
-
-# %% ../../nbs/770_tagging_stages.ipynb #dbe3dc15
-@dataclass(frozen=True)
-class FoldScoring(Stage):
-    "Scores of every clip of another set by models that did not learn from its fold."
-    kind, code, together, seconds = 'folds', MODEL_CODE, True, 120.
-    tagger: TrainedTagger
-    clips: Stage
-    system: str   # `words`, `words after mixtures` or `sigmoids`
-    hidden: int
-    lr: float     # of the classifier
-    steps: int = 300
-
-    def read(self, folder) -> np.ndarray: return np.load(folder/'scores.npy') # (clips, labels)
-
-# %% ../../nbs/770_tagging_stages.ipynb #8249db12
-def _fixed_steps(recipe: TagRecipe, steps: int, **changes) -> TrainConfig:
-    fixed = dict(steps=steps, seed=recipe.seed, keep='last', eval_every=steps)
-    return replace(recipe.train, **fixed, **changes).per_process()
-
-@patch
-def _settings(self: FoldScoring, **changes): return _fixed_steps(self.tagger.recipe, self.steps, **changes)
-
-# %% ../../nbs/770_tagging_stages.ipynb #c51c7bcf
-def _learn_tags(recipe: TagRecipe, model: Captioner, pairs: TagPairs, settings: TrainConfig) -> Captioner:
-    model.encoder.requires_grad_(not recipe.frozen)
-    groups = model.param_groups(settings, encoder_rate=0. if recipe.frozen else 1.)
-    train(model, pairs, settings, param_groups=groups, progress=False)
-    return model
-
-@patch
-def learned_captioner(self: FoldScoring, pairs: TagPairs) -> Captioner:
-    "A captioner that has learned these tags, from what it knows of mixtures or from the beginning."
-    r, warm = self.tagger.recipe, self.system != 'words'
-    model = self.tagger.load() if warm else r.untrained(pairs.tags, pairs.places)
-    return _learn_tags(r, model, pairs, self._settings())
-
-# %% ../../nbs/770_tagging_stages.ipynb #5cca5d93
-@patch
-def learned_classifier(self: FoldScoring, pairs: TagPairs) -> SigmoidTagger:
-    "A direct classifier that has learned these labels."
-    r, labels = self.tagger.recipe, pairs.tags.labels
-    model = SigmoidTagger.from_captioner(r.untrained(pairs.tags, pairs.places), labels, self.hidden)
-    model.encoder.requires_grad_(not r.frozen)
-    targets = TargetPairs(pairs.inputs, multi_hot(pairs.places, len(labels)))
-    train(model, targets, self._settings(lr=self.lr), progress=False)
-    return model
-
-# %% ../../nbs/770_tagging_stages.ipynb #3ff72bc9
-def _first_tag(model, features, tags): # (clips, labels)
-    return next_tag(model, features, tags).exp().sum(-1).numpy()
-
-@patch
-def _scores_of(self: FoldScoring, pairs: TagPairs, features: torch.Tensor) -> np.ndarray:
-    if self.system == 'sigmoids': return self.learned_classifier(pairs).log_odds(features).detach().cpu().numpy()
-    return _first_tag(self.learned_captioner(pairs), features, pairs.tags)
-
-# %% ../../nbs/770_tagging_stages.ipynb #ff7fb9a0
-def _label_places(clips: ClipSet) -> list[list[int]]:
-    "The labels of each clip, by place in the vocabulary."
-    place = {label: i for i, label in enumerate(clips.vocabulary)}
-    return [[place[label] for label in found] for found in clips.table['labels']]
-
-# %% ../../nbs/770_tagging_stages.ipynb #b348c3c9
-@patch
-def make(self: FoldScoring, folder: Path) -> None:
-    "Train on all folds but one, score that one, and so on."
-    r, clips = self.tagger.recipe, self.clips.load()
-    folds, places = clips.table['split'], _label_places(clips)
-    features = torch.from_numpy(ForeignFeatures(self.tagger, self.clips).load())
-    scores, tags = np.zeros((len(clips), len(clips.vocabulary))), r.tags(labels=clips.vocabulary)
-    for fold in progress(sorted(set(folds)), desc=f'{clips.manifest["name"]}, {self.system}', unit='fold'):
-        out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        pairs = TagPairs(TagInputs(features[rest].numpy(), 'features', noise=r.noise), [places[i] for i in rest], tags)
-        scores[out] = self._scores_of(pairs, features[out])
-    np.save(folder/'scores.npy', scores)
-
-# %% ../../nbs/770_tagging_stages.ipynb #855b9347
-def fold_scores(setup: TaggingSetup, clips: Stage, size: str, system: str, steps: int = 300) -> FoldScoring:
-    "Scores of another set by folds."
-    return FoldScoring(trained_tagger(setup, size), clips, system, setup.scale.hidden, setup.scale.direct_lr, steps)
-
-# %% ../../nbs/770_tagging_stages.ipynb #33ec140d
-@dataclass(frozen=True)
-class RenderedClassScoring(Stage):
-    "Scores of every clip of another set by a captioner that learned from rendered clips of its classes."
-    kind, code, together, seconds = 'class-scores', MODEL_CODE, True, 120.
-    tagger: TrainedTagger
-    sounds: RenderedClasses
-    clips: Stage
-    steps: int
-
-    def read(self, folder) -> np.ndarray: return np.load(folder/'scores.npy') # (clips, labels)
-
-# %% ../../nbs/770_tagging_stages.ipynb #6d26a32b
-@patch
-def make(self: RenderedClassScoring, folder: Path) -> None:
-    "Train on the rendered clips, score the recordings."
-    r, sounds, labels = self.tagger.recipe, self.sounds.load(), self.clips.load().vocabulary
-    learned, asked = (ForeignFeatures(self.tagger, stage).load() for stage in (self.sounds, self.clips))
-    places = [[labels.index(label) for label in found] for found in sounds.labels]
-    pairs = TagPairs(TagInputs(learned, 'features', noise=r.noise), places, r.tags(labels=labels))
-    model = _learn_tags(r, r.untrained(pairs.tags, places), pairs, _fixed_steps(r, self.steps))
-    np.save(folder/'scores.npy', _first_tag(model, torch.from_numpy(asked), pairs.tags))
-
-# %% ../../nbs/770_tagging_stages.ipynb #b596fef0
-def rendered_class_scores(setup: TaggingSetup, clips: Stage, size: str,
-                          kinds: dict[str, str], # class → name in `KINDS`
-                          length: float,         # s, of the clips
-                          n: int = 2000, steps: int = 300) -> RenderedClassScoring: # rendered clips; of training
-    "Scores of another set by a captioner that has heard no recording of it."
-    sounds = RenderedClasses(n, 100*setup.seed + 65, kinds, length)
-    return RenderedClassScoring(trained_tagger(setup, size), sounds, clips, steps)
