@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from fastcore.basics import patch
 from typer.core import TyperGroup
 from . import __version__
 from .core import LogocentricError, atomic_write, fitting_threads, model_path
@@ -36,12 +37,14 @@ class _Commands(TyperGroup):
             typer.echo(f'\nlogocentric: interrupted; {kept}', err=True)
             raise typer.Exit(130)
 
-    def format_commands(self, ctx, formatter): # by what one wants to do
-        width = max(map(len, self.commands))
-        for group in dict.fromkeys(c.rich_help_panel for c in self.commands.values()):
-            commands = [c for c in self.commands.values() if c.rich_help_panel == group]
-            rows = [(c.name.ljust(width), c.get_short_help_str(200)) for c in commands]
-            with formatter.section(group): formatter.write_dl(rows)
+# %% ../nbs/910_cli.ipynb #fmtcmd01
+@patch
+def format_commands(self: _Commands, ctx, formatter): # by what one wants to do
+    width = max(map(len, self.commands))
+    for group in dict.fromkeys(c.rich_help_panel for c in self.commands.values()):
+        commands = [c for c in self.commands.values() if c.rich_help_panel == group]
+        rows = [(c.name.ljust(width), c.get_short_help_str(200)) for c in commands]
+        with formatter.section(group): formatter.write_dl(rows)
 
 # %% ../nbs/910_cli.ipynb #016ec9a7
 app = typer.Typer(help='Say what a recording sounds like, then reason about it in words.', no_args_is_help=True,

@@ -99,7 +99,7 @@ def test_kernel_and_size(path):
 @notebooks
 def test_outputs_are_part_of_the_text(path):
     found = outputs(path)
-    assert found, 'committed without outputs'
+    assert found or not list(cells(path, 'code')), 'committed without outputs'
     assert not [o['ename'] for o in found if o['output_type'] == 'error']
     assert not [output_text(o) for o in found if o.get('name') == 'stderr'], 'warnings and logs are not text'
 
@@ -127,7 +127,7 @@ def cell_lengths(path):
 @notebooks
 def test_one_idea_a_cell(path):
     lengths = cell_lengths(path)
-    assert max(lengths) <= 40
+    assert max(lengths, default=0) <= 40
     if path in LIBRARY:
         assert statistics.median(lengths) <= 8
         assert sum(n <= 16 for n in lengths)/len(lengths) >= .9, sorted(lengths)[-10:]
@@ -517,7 +517,8 @@ LOCK = {canonicalize_name(name): version for name, version
 
 def test_the_lock_keeps_to_the_ranges():
     asked = map(Requirement, [*PROJECT['dependencies'], *(d for extra in EXTRAS.values() for d in extra)])
-    assert [str(r) for r in asked if not r.specifier or LOCK.get(canonicalize_name(r.name), '0') not in r.specifier] == []
+    locked = {str(r): LOCK.get(canonicalize_name(r.name), '0') in r.specifier for r in asked if r.specifier}
+    assert len(locked) > 30 and all(locked.values()), [r for r, kept in locked.items() if not kept]
 
 
 def _required(listed, found): # names of all that these packages need, on this machine

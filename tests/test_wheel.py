@@ -18,8 +18,8 @@ def _pip(*words, python=sys.executable):
 def wheel(tmp_path_factory):
     "Built from what is committed or lies beside it, and not in the checkout: a build leaves folders behind."
     source, made = (tmp_path_factory.mktemp(name) for name in ('source', 'wheel'))
-    tracked = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard', 'logocentric', '*.toml', 'LICENSE', '*.md'],
-                             cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
+    listed = ['git', 'ls-files', '-co', '--exclude-standard', 'logocentric', '*.toml', 'LICENSE', '*.md']
+    tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
     for name in filter(None, tracked):
         if not (ROOT/name).exists(): continue
         (source/name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,8 @@ def _describes(command, sound, env): # with the models inside the package
 
 def test_models_and_tables_are_in_the_wheel(wheel):
     names = set(ZipFile(wheel).namelist())
-    for model in ('captioner', 'reasoner', 'heads', 'ear'): assert f'logocentric/assets/{model}/model.safetensors' in names
+    models = ('captioner', 'reasoner', 'heads', 'ear')
+    assert {f'logocentric/assets/{model}/model.safetensors' for model in models} <= names
     assets = {str(p.relative_to(ROOT)) for p in (ROOT/'logocentric'/'assets').rglob('*') if p.is_file()}
     assert assets <= names and not [n for n in names if n.startswith(('tests', 'nbs', 'data'))]
     assert wheel.stat().st_size < 45e6

@@ -2,9 +2,9 @@
 
     python tools/book.py [--folder build/site]
 
-Sphinx with `myst-nb` reads the committed notebooks, outputs included, and executes nothing; `furo` draws the pages, light
-and dark, wide and narrow. All three install from a package registry, are kept, and build without a network. (MkDocs has
-stood still since 2024, and Quarto is no Python package.)
+Sphinx with `myst-nb` reads the committed notebooks, outputs included, and executes nothing; `furo` draws the pages,
+light and dark, wide and narrow. All three install from a package registry, are kept, and build without a network.
+(MkDocs has stood still since 2024, and Quarto is no Python package.)
 """
 import argparse, json, re, shutil
 from pathlib import Path

@@ -83,7 +83,8 @@ def convert(nb: nbformat.NotebookNode, # an executed notebook
     shown = nbformat.from_dict(dict(nb, cells=cells, metadata=dict(language_info=dict(name='python'))))
     exporter = MarkdownExporter(config=Config(NbConvertBase=dict(display_data_priority=FORMS)))
     seen = posixpath.relpath(folder, place or '.')
-    text, found = exporter.from_notebook_node(shown, resources=dict(unique_key=Path(source).stem, output_files_dir=seen))
+    text, found = exporter.from_notebook_node(
+        shown, resources=dict(unique_key=Path(source).stem, output_files_dir=seen))
     pictures = {posixpath.normpath(posixpath.join(place, name)): data for name, data in found['outputs'].items()}
     return NOTICE.format(source=source) + tidied(text), pictures
 
@@ -108,8 +109,8 @@ def pages(root: str | Path | None = None # the checkout by default
 
 def kept_pages(root: Path) -> set[str]:
     "The pages and pictures that lie there."
-    lie = [*root.glob('README.md'), *root.glob('docs/*.md'), *root.glob('docs/images/*'), *root.glob('nbs/images/index_*')]
-    return {str(p.relative_to(root)) for p in lie}
+    patterns = ('README.md', 'docs/*.md', 'docs/images/*', 'nbs/images/index_*')
+    return {str(p.relative_to(root)) for pattern in patterns for p in root.glob(pattern)}
 
 
 def write_pages(root: str | Path | None = None # the checkout by default
