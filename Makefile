@@ -45,7 +45,7 @@ gate: $(VENV)/installed-dev
 CLEAN_TREE = if [ -n "$(CI)" ] && git rev-parse --git-dir >/dev/null 2>&1 && [ -n "$$(git status --porcelain)" ]; then \
   echo 'The gate changed the checkout; run `make test` and commit what it writes:'; git status --porcelain; exit 1; fi
 
-readme: $(VENV)/installed ## Make README.md from nbs/index.ipynb
+readme: $(VENV)/installed ## Make README.md and docs/ from their notebooks
 	@$(BIN)/python tools/readme.py
 
 # pip's own configuration (PIP_* variables, pip.conf) decides where packages and the build of torch come from.

@@ -44,7 +44,7 @@ def make(self: ForeignFeatures, folder: Path) -> None:
 @dataclass(frozen=True)
 class FoldScoring(Stage):
     "Scores of every clip of another set by models that did not learn from its fold."
-    kind, code, together, seconds = 'folds', MODEL_CODE, True, 120.
+    kind, code, together, seconds = 'folds', (*MODEL_CODE, 'pipeline.other_set_stages'), True, 120.
     tagger: TrainedTagger
     clips: Stage
     system: str   # `words`, `words after mixtures` or `sigmoids`
@@ -94,9 +94,9 @@ def _scores_of(self: FoldScoring, pairs: TagPairs, features: torch.Tensor) -> np
     return next_tag(self.learned_captioner(pairs), features, pairs.tags).exp().sum(-1).numpy()
 
 # %% ../../nbs/775_other_set_stages.ipynb #ff7fb9a0
-def _label_places(clips: ClipSet) -> list[list[int]]:
-    "The labels of each clip, by place in the vocabulary."
-    place = {label: i for i, label in enumerate(clips.vocabulary)}
+def _label_places(clips: ClipSet, vocabulary: list[str]) -> list[list[int]]:
+    "The labels of each clip, by place in a vocabulary."
+    place = {label: i for i, label in enumerate(vocabulary)}
     return [[place[label] for label in found] for found in clips.table['labels']]
 
 # %% ../../nbs/775_other_set_stages.ipynb #b348c3c9
@@ -104,7 +104,7 @@ def _label_places(clips: ClipSet) -> list[list[int]]:
 def make(self: FoldScoring, folder: Path) -> None:
     "Train on all folds but one, score that one, and so on."
     r, clips = self.tagger.recipe, self.clips.load()
-    folds, places = clips.table['split'], _label_places(clips)
+    folds, places = clips.table['split'], _label_places(clips, clips.vocabulary)
     features = torch.from_numpy(ForeignFeatures(self.tagger, self.clips).load())
     scores, tags = np.zeros((len(clips), len(clips.vocabulary))), r.tags(labels=clips.vocabulary)
     for fold in progress(sorted(set(folds)), desc=f'{clips.manifest["name"]}, {self.system}', unit='fold'):
@@ -122,7 +122,7 @@ def fold_scores(setup: TaggingSetup, clips: Stage, size: str, system: str, steps
 @dataclass(frozen=True)
 class RenderedClassScoring(Stage):
     "Log-probabilities of every label for another set, by a captioner that learned from rendered clips of its classes."
-    kind, code, together, seconds = 'class-scores', MODEL_CODE, True, 120.
+    kind, code, together, seconds = 'class-scores', (*MODEL_CODE, 'pipeline.other_set_stages'), True, 120.
     tagger: TrainedTagger
     sounds: RenderedClasses
     clips: Stage
@@ -136,7 +136,7 @@ def make(self: RenderedClassScoring, folder: Path) -> None:
     "Train on the rendered clips, score the recordings."
     r, sounds, labels = self.tagger.recipe, self.sounds.load(), self.clips.load().vocabulary
     learned, asked = (ForeignFeatures(self.tagger, stage).load() for stage in (self.sounds, self.clips))
-    places = [[labels.index(label) for label in found] for found in sounds.labels]
+    places = _label_places(sounds, labels)
     pairs = TagPairs(TagInputs(learned, 'features', noise=r.noise), places, r.tags(labels=labels))
     model = _learn_tags(r, r.untrained(pairs.tags, places), pairs, _fixed_steps(r, self.steps))
     found = next_tag(model, torch.from_numpy(asked), pairs.tags).double().logsumexp(-1)
